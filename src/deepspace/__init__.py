@@ -1,0 +1,61 @@
+"""deepspace: complete a spatial transcriptomics experiment from its H&E, and say what to trust."""
+
+from __future__ import annotations
+
+import importlib
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from deepspace.core.config import Config as Config
+    from deepspace.core.config import load_config as load_config
+    from deepspace.core.errors import InputError as InputError
+    from deepspace.io.section import Section as Section
+    from deepspace.io.section import read_section as read_section
+    from deepspace.io.sheet import read_sheet as read_sheet
+    from deepspace.io.slide import open_slide as open_slide
+    from deepspace.models.store import load_model as load_model
+    from deepspace.output import plot
+
+    pl = plot
+    from deepspace.simulate import simulate_block as simulate_block
+    from deepspace.workflows.demo import demo as demo
+    from deepspace.workflows.evaluate import evaluate as evaluate
+    from deepspace.workflows.inspect import inspect as inspect
+    from deepspace.workflows.predict import predict as predict
+    from deepspace.workflows.train import train as train
+
+__version__ = metadata.version("deepspace")
+
+# where each public name lives; imported on first use, because torch takes seconds to import
+_HOMES = {
+    "Config": "deepspace.core.config",
+    "InputError": "deepspace.core.errors",
+    "Section": "deepspace.io.section",
+    "demo": "deepspace.workflows.demo",
+    "evaluate": "deepspace.workflows.evaluate",
+    "inspect": "deepspace.workflows.inspect",
+    "load_config": "deepspace.core.config",
+    "load_model": "deepspace.models.store",
+    "open_slide": "deepspace.io.slide",
+    "predict": "deepspace.workflows.predict",
+    "read_section": "deepspace.io.section",
+    "read_sheet": "deepspace.io.sheet",
+    "simulate_block": "deepspace.simulate",
+    "train": "deepspace.workflows.train",
+}
+_MODULES = {"pl": "deepspace.output.plot"}
+
+__all__ = ["__version__", *sorted([*_HOMES, *_MODULES])]  # noqa: PLE0604 - all are strings
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(_MODULES[name])
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'deepspace' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

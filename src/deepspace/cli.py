@@ -1,0 +1,241 @@
+"""The command line: one command is one call of a workflow.
+
+Heavy modules are imported inside the commands, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from deepspace.core.errors import InputError
+from deepspace.core.progress import show
+
+if TYPE_CHECKING:
+    from deepspace.core.config import Config
+
+app = typer.Typer(
+    name="deepspace",
+    help="Complete a spatial transcriptomics experiment from H&E images, and say what to trust.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+)
+
+Sheet = Annotated[
+    Path, typer.Argument(help="Cohort sheet (CSV), or one Space Ranger outs/ folder.")
+]
+Out = Annotated[Path, typer.Option("--out", help="Where the result goes.")]
+Genes = Annotated[
+    str | None,
+    typer.Option(help="expressed:N, variable:N, a file with one gene a line, or A,B,C."),
+]
+Weights = Annotated[
+    Path | None, typer.Option(help="Encoder weights: a file, or a folder that holds them.")
+]
+ConfigFile = Annotated[str | None, typer.Option("--config", help="TOML file or preset name.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of everything random.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing result.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on standard error.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+def main() -> NoReturn:
+    """Entry point: bad input ends with one clear message and exit code 2, never a traceback."""
+    if not sys.warnoptions:
+        # what libraries tell their developers is not for the user
+        warnings.simplefilter("ignore")
+    try:
+        app()
+    except InputError as error:
+        typer.echo(f"deepspace: {error}", err=True)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        typer.echo("deepspace: interrupted; run the same command again to go on", err=True)
+        raise SystemExit(130) from None
+    raise SystemExit(0)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from deepspace import __version__
+
+        typer.echo(f"deepspace {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def demo(
+    out: Out = Path("deepspace-demo"),
+    seed: Seed = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Simulate a block of serial sections, train, evaluate, predict, draw."""
+    from deepspace.workflows.demo import demo as run
+
+    with show(quiet=quiet):
+        report = run(out, seed=seed or 0, overwrite=overwrite)
+    typer.echo(report)
+
+
+@app.command()
+def inspect(
+    path: Sheet,
+    out: Annotated[Path, typer.Option("--out", help="Folder for the overview pictures.")] = Path(
+        "deepspace-inspect"
+    ),
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Read, validate and describe; say what is wrong. Exits 2 if there are problems."""
+    from deepspace.output.text import format_description
+    from deepspace.workflows.inspect import inspect as run
+
+    with show(quiet=quiet):
+        found = run(path, out, overwrite=overwrite)
+    typer.echo(json.dumps(found, indent=1) if as_json else format_description(found))
+    if found["problems"]:
+        raise typer.Exit(2)
+
+
+@app.command()
+def train(
+    sheet: Sheet,
+    out: Out,
+    model: Annotated[str, typer.Option(help="probe: ridge on frozen image features.")] = "probe",
+    encoder: Annotated[str | None, typer.Option(help="What turns a patch into features.")] = None,
+    genes: Genes = None,
+    target: Annotated[str | None, typer.Option(help="What is predicted: expression.")] = None,
+    weights: Weights = None,
+    config: ConfigFile = None,
+    seed: Seed = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Learn expression from the measured sections, with honest scores, and save the model."""
+    from deepspace.output.text import format_summary
+    from deepspace.workflows.train import train as run
+
+    settings = _config(
+        config, encoder=encoder, genes=genes, target=target, weights=weights, seed=seed
+    )
+    with show(quiet=quiet):
+        trained = run(sheet, out, model=model, config=settings, overwrite=overwrite)
+    _print(trained.card.scores, format_summary(trained.card.scores), as_json)
+    if not as_json:
+        good = sum(gene.predictable for gene in trained.card.genes)
+        typer.echo(f"{good} of {len(trained.card.genes)} genes are predictable. Model: {out}")
+
+
+@app.command()
+def evaluate(
+    sheet: Sheet,
+    out: Out,
+    model: Annotated[list[str] | None, typer.Option(help="Repeat to compare models.")] = None,
+    encoder: Annotated[list[str] | None, typer.Option(help="Repeat to compare encoders.")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="section, patient, block, or spot (which leaks).")
+    ] = None,
+    folds: Annotated[int | None, typer.Option(help="Folds of block and spot splits.")] = None,
+    genes: Genes = None,
+    weights: Weights = None,
+    config: ConfigFile = None,
+    seed: Seed = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Score models on held-out data, beside baselines and the noise ceiling."""
+    from deepspace.output.text import format_summary
+    from deepspace.workflows.evaluate import evaluate as run
+
+    settings = _config(config, genes=genes, weights=weights, seed=seed, split=split, folds=folds)
+    with show(quiet=quiet):
+        found = run(
+            sheet,
+            out,
+            models=model or ["probe"],
+            encoders=encoder or [settings.encoder.name],
+            config=settings,
+            overwrite=overwrite,
+        )
+    _print(found.summary, format_summary(found.summary), as_json)
+    if not as_json:
+        typer.echo(f"Tables and pictures: {out}")
+
+
+@app.command()
+def predict(
+    model: Annotated[Path, typer.Argument(help="Folder written by train.")],
+    sheet: Sheet,
+    section: Annotated[str, typer.Option(help="Which section of the sheet.")],
+    out: Annotated[Path, typer.Option("--out", help="FILE.h5ad or DIR.zarr (SpatialData).")],
+    at: Annotated[str, typer.Option(help="spots, between, or grid:UM.")] = "spots",
+    image_only: Annotated[
+        bool, typer.Option("--image-only", help="Leave measured neighbours out.")
+    ] = False,
+    weights: Weights = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Predict one section at its spots, between them, or on a grid."""
+    from deepspace.workflows.predict import predict as run
+
+    del image_only  # every model so far uses the image alone
+    with show(quiet=quiet):
+        found = run(
+            model, sheet, section=section, out=out, at=at, weights=weights, overwrite=overwrite
+        )
+    good = int(found.var["predictable"].sum())
+    odd = int(found.obs["ood"].sum())
+    facts = {
+        "out": str(out),
+        "section": section,
+        "points": found.n_obs,
+        "genes": found.n_vars,
+        "predictable": good,
+        "ood": odd,
+    }
+    text = (
+        f"{found.n_obs} points x {found.n_vars} genes ({good} predictable; {odd} points unlike "
+        f"the training images): {out}"
+    )
+    _print(facts, text, as_json)
+
+
+def _config(source: str | None, **options: Any) -> Config:
+    """Configuration file with the command line's options on top; unset options change nothing."""
+    from deepspace.core.config import load_config
+
+    weights = options.get("weights")
+    return load_config(source).with_values(
+        seed=options.get("seed"),
+        target={"genes": options.get("genes"), "kind": options.get("target")},
+        encoder={
+            "name": options.get("encoder"),
+            "weights": None if weights is None else str(weights.absolute()),
+        },
+        split={"how": options.get("split"), "folds": options.get("folds")},
+    )
+
+
+def _print(values: dict[str, Any], text: str, as_json: bool) -> None:
+    sys.stdout.write((json.dumps(values, indent=1) if as_json else text) + "\n")

@@ -1,0 +1,172 @@
+"""Typed, strict configuration: an unknown key is an error, every default is the best known choice.
+
+A configuration file is TOML with one table per model below::
+
+    seed = 0
+    [qc]
+    min_counts = 1000
+    [target]
+    genes = "variable:500"
+    [encoder]
+    name = "vgg16"
+    fov_um = [150.0]
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from deepspace.core.errors import InputError, Problems
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+PRESETS = Path(__file__).parent.parent / "presets"
+
+
+class StrictModel(BaseModel):
+    """Base of all configuration tables."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class QCConfig(StrictModel):
+    """Which measured spots are good enough to learn from and to be scored on.
+
+    Monjo et al. 2022 keep spots with at least 1000 UMI and 1000 genes (preset
+    ``deepspace-2022``); the defaults only drop spots that failed.
+    """
+
+    min_counts: Annotated[int, Field(ge=0)] = 500
+    min_genes: Annotated[int, Field(ge=0)] = 200
+
+
+class TargetConfig(StrictModel):
+    """What is predicted."""
+
+    kind: Literal["expression"] = "expression"
+    transform: Literal["log1p_cp10k", "pearson_residuals"] = "log1p_cp10k"
+    genes: str = "variable:1000"
+    exclude: tuple[str, ...] = (r"^MT-", r"^RP[LS]\d+[AXYL]*\d?$", r"^RP(LP\d|SA)$")
+
+    @field_validator("exclude")
+    @classmethod
+    def _compiles(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
+        for pattern in patterns:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
+        return patterns
+
+
+class EncoderConfig(StrictModel):
+    """How a patch becomes features.
+
+    `fov_um`, `layers` and `weights` left empty mean the encoder's own defaults.
+    """
+
+    name: str = "stain"
+    fov_um: tuple[Annotated[float, Field(gt=0)], ...] | None = None
+    layers: tuple[int, ...] | None = None
+    weights: str | None = None
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    stain_normalisation: Literal["none", "macenko"] = "none"
+    standardise: Literal["section", "none"] = "section"
+
+
+class ProbeConfig(StrictModel):
+    """Ridge on features.
+
+    A penalty is chosen for each principal component of the targets, or for each gene.
+    `penalties` are relative to the mean eigenvalue of the features' covariance, so that one
+    path suits any encoder. `bridge` is the distance over which the penalty is chosen: the
+    grouping left out in turn. ``auto`` leaves out patients where there are several, else
+    sections, else spatial blocks.
+    """
+
+    penalties: tuple[Annotated[float, Field(gt=0)], ...] = tuple(
+        float(f"{10 ** (k / 2):.3g}") for k in range(-4, 9)
+    )
+    bridge: Literal["auto", "patient", "section", "block"] = "auto"
+    penalty_for: Literal["component", "gene"] = "component"
+
+
+class SplitConfig(StrictModel):
+    """How held-out data are chosen by `evaluate`.
+
+    `gap_um` left empty means one field of view of the encoder, the least that keeps a training
+    patch from overlapping a test patch.
+    """
+
+    how: Literal["section", "patient", "block", "spot"] = "section"
+    folds: Annotated[int, Field(ge=2)] = 5
+    gap_um: Annotated[float, Field(ge=0)] | None = None
+
+
+class Config(StrictModel):
+    """Everything that `train` and `evaluate` can be told."""
+
+    seed: Annotated[int, Field(ge=0)] = 0
+    qc: QCConfig = QCConfig()
+    target: TargetConfig = TargetConfig()
+    encoder: EncoderConfig = EncoderConfig()
+    probe: ProbeConfig = ProbeConfig()
+    split: SplitConfig = SplitConfig()
+
+    def with_values(self, **changes: dict[str, Any] | int | None) -> Self:
+        """Copy with some values replaced, for example ``encoder={"name": "vgg16"}``.
+
+        Values that are `None` change nothing, so that unset command-line options can be
+        passed on as they are.
+        """
+        merged = self.model_dump()
+        for table, values in changes.items():
+            if isinstance(values, dict):
+                merged[table].update({k: v for k, v in values.items() if v is not None})
+            elif values is not None:
+                merged[table] = values
+        return _validated(type(self), merged, "options")
+
+
+def load_config(source: Path | str | None) -> Config:
+    """Read a TOML file or a named preset; `None` gives the defaults.
+
+    Raises
+    ------
+    InputError
+        If the file or preset does not exist, is not TOML, or holds unknown keys or bad
+        values: all of them listed.
+    """
+    if source is None:
+        return Config()
+    path = Path(source)
+    if not path.exists():
+        preset = PRESETS / f"{source}.toml"
+        if not preset.exists():
+            names = ", ".join(sorted(p.stem for p in PRESETS.glob("*.toml")))
+            raise InputError(f"{source}: no such configuration file; presets are: {names}")
+        path = preset
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise InputError(f"{path}: not a readable TOML file ({error})") from error
+    return _validated(Config, values, str(path))
+
+
+def _validated(model: type[ModelT], values: dict[str, Any], where: str) -> ModelT:
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        problems = Problems(where)
+        for fault in error.errors():
+            place = ".".join(str(part) for part in fault["loc"])
+            if fault["type"] == "extra_forbidden":
+                problems.add(f"unknown key {place!r}")
+            else:
+                problems.add(f"{place} = {fault['input']!r}: {fault['msg']}")
+        problems.raise_if_any()
+        raise

@@ -1,0 +1,26 @@
+"""Every name that deepspace reads or writes in AnnData, once."""
+
+from typing import Final
+
+# obsm, uns, layers
+SPATIAL: Final = "spatial"
+UNS: Final = "deepspace"
+SD: Final = "sd"
+SD_LATENT: Final = "sd_latent"
+
+# obs
+IN_TISSUE: Final = "in_tissue"
+MEASURED: Final = "measured"
+OOD: Final = "ood"
+ARRAY_ROW: Final = "array_row"
+ARRAY_COL: Final = "array_col"
+CLUSTER: Final = "cluster"
+SECTION: Final = "section"
+PATIENT: Final = "patient"
+
+# var
+GENE_IDS: Final = "gene_ids"
+FEATURE_TYPES: Final = "feature_types"
+PREDICTABLE: Final = "predictable"
+SCORE: Final = "score"
+CEILING: Final = "ceiling"

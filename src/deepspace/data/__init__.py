@@ -1,0 +1,1 @@
+"""From sections to arrays: tissue, coordinates, patches, targets, splits."""

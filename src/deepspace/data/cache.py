@@ -1,0 +1,125 @@
+"""Arrays on disk under the hash of everything that made them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepspace.core.files import atomic_path
+
+
+def content_key(recipe: Mapping[str, Any]) -> str:
+    """Hash a recipe: SHA-256 of its canonical JSON; arrays count by type, shape and bytes.
+
+    Examples
+    --------
+    >>> content_key({"fov_um": 112, "px": 224}) == content_key({"px": 224, "fov_um": 112})
+    True
+    """
+    text = json.dumps(
+        recipe, sort_keys=True, separators=(",", ":"), default=_plain, allow_nan=False
+    )
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, np.ndarray):
+        return {"dtype": value.dtype.str, "shape": value.shape, "sha256": _checksum(value)}
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"a cache recipe cannot hold {type(value).__name__}")
+
+
+class ArrayCache:
+    """A folder of arrays, least recently used out first, bounded in bytes.
+
+    Parameters
+    ----------
+    folder
+        Made when the first array is stored. It holds nothing that cannot be made again.
+    max_bytes
+        Bytes kept; an array larger than this is given but not stored.
+
+    Attributes
+    ----------
+    notes
+        What went wrong and was mended: damaged entries, a folder that cannot be written.
+    """
+
+    def __init__(self, folder: Path, max_bytes: int = 8 << 30) -> None:
+        self.folder = folder
+        self.max_bytes = max_bytes
+        self.notes: list[str] = []
+
+    def get(self, recipe: Mapping[str, Any], make: Callable[[], NDArray[Any]]) -> NDArray[Any]:
+        """Return the array of `recipe`; call `make` and store its result when there is none.
+
+        Parameters
+        ----------
+        recipe
+            Everything that the array depends on: content hashes, sizes, coordinates, versions.
+        make
+            Computes it.
+        """
+        path = self._path(content_key(recipe))
+        stored = self._load(path)
+        if stored is not None:
+            return stored
+        array = make()
+        if array.nbytes <= self.max_bytes:
+            self._store(path, array)
+        return array
+
+    def _path(self, key: str) -> Path:
+        return self.folder / key[:2] / f"{key}.npy"
+
+    def _load(self, path: Path) -> NDArray[Any] | None:
+        try:
+            array: NDArray[Any] = np.load(path, allow_pickle=False)
+            if _checksum(array) != _sum_file(path).read_text():
+                raise ValueError("its checksum is wrong")
+            os.utime(path)  # the time of use decides what goes first
+        except FileNotFoundError:
+            return None
+        except (ValueError, OSError, EOFError) as error:
+            self.notes.append(f"{path}: cached array is damaged ({error}); it is computed again")
+            return None
+        return array
+
+    def _store(self, path: Path, array: NDArray[Any]) -> None:
+        try:
+            with atomic_path(path) as temporary, temporary.open("wb") as stream:
+                np.save(stream, array, allow_pickle=False)
+            with atomic_path(_sum_file(path)) as temporary:
+                temporary.write_text(_checksum(array))
+            self._evict()
+        except OSError as error:
+            self.notes.append(f"{self.folder}: cannot be written ({error}); nothing is cached")
+
+    def _evict(self) -> None:
+        files = [(path, path.stat()) for path in self._files()]
+        total = sum(stat.st_size for _, stat in files)
+        for path, stat in sorted(files, key=lambda item: item[1].st_mtime_ns):
+            if total <= self.max_bytes:
+                return
+            path.unlink(missing_ok=True)
+            _sum_file(path).unlink(missing_ok=True)
+            total -= stat.st_size
+
+    def _files(self) -> list[Path]:
+        return [path for path in self.folder.glob("??/*.npy") if not path.name.startswith(".")]
+
+
+def _checksum(array: NDArray[Any]) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
+
+
+def _sum_file(path: Path) -> Path:
+    return path.with_suffix(".sha256")

@@ -1,0 +1,256 @@
+"""From raw counts to what is predicted: quality control, gene choice, transforms."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import scipy.sparse as sp
+from anndata import AnnData
+from numpy.typing import NDArray
+
+from deepspace.core.config import QCConfig, TargetConfig
+from deepspace.core.errors import InputError
+from deepspace.io.section import Section
+
+FloatArray = NDArray[np.float64]
+
+# over-dispersion of the null model of analytic Pearson residuals (Lause et al. 2021)
+THETA = 100.0
+
+
+def qc_mask(counts: AnnData, qc: QCConfig) -> NDArray[np.bool_]:
+    """Spots that pass the thresholds, shape (spots,)."""
+    X = sp.csr_matrix(counts.X)
+    total = np.asarray(X.sum(axis=1)).ravel()
+    genes = np.asarray((X > 0).sum(axis=1)).ravel()  # files may store zeros
+    return (total >= qc.min_counts) & (genes >= qc.min_genes)
+
+
+def apply_qc(sections: Sequence[Section], qc: QCConfig) -> tuple[list[Section], list[str]]:
+    """Measured sections reduced to the spots that pass, with one report line a section.
+
+    Raises
+    ------
+    InputError
+        If a section keeps fewer than 10 spots.
+    """
+    kept: list[Section] = []
+    report: list[str] = []
+    for section in sections:
+        if section.counts is None:
+            continue
+        mask = qc_mask(section.counts, qc)
+        report.append(
+            f"{section.section}: {int(mask.sum())} of {mask.size} spots pass "
+            f"(at least {qc.min_counts} UMI and {qc.min_genes} genes)"
+        )
+        if mask.sum() < 10:
+            raise InputError(
+                f"section {section.section}: only {int(mask.sum())} of {mask.size} spots have "
+                f"{qc.min_counts} UMI and {qc.min_genes} genes; lower [qc] min_counts and "
+                "min_genes in the configuration, or leave the section's counts out of the sheet"
+            )
+        kept.append(section.subset(mask))
+    return kept, report
+
+
+@dataclass(frozen=True)
+class ExpressionTarget:
+    """Genes as a regression target.
+
+    Attributes
+    ----------
+    names : tuple of str
+        Genes, in the order of the columns.
+    transform : str
+        A key of `TRANSFORMS`.
+    fractions : ndarray, shape (genes,)
+        Share of each gene in all training counts; only Pearson residuals use it.
+    """
+
+    names: tuple[str, ...]
+    transform: str
+    fractions: FloatArray
+
+    def encode(self, counts: AnnData) -> FloatArray:
+        """Raw counts to target values, shape (spots, genes)."""
+        X = sp.csr_matrix(counts.X)
+        depth = np.asarray(X.sum(axis=1), dtype=np.float64).ravel()
+        columns = counts.var_names.get_indexer(list(self.names))
+        if (columns < 0).any():
+            missing = [n for n, c in zip(self.names, columns, strict=True) if c < 0]
+            raise InputError(f"genes not in these counts: {', '.join(missing[:10])}")
+        chosen = X[:, columns].toarray().astype(np.float64)
+        return TRANSFORMS[self.transform].encode(chosen, depth, self.fractions)
+
+    def decode(self, values: FloatArray) -> FloatArray:
+        """Target values to log1p of counts per 10,000."""
+        return TRANSFORMS[self.transform].decode(values, self.fractions)
+
+    def slope(self, values: FloatArray) -> FloatArray:
+        """Derivative of `decode`, which carries a standard deviation along (delta method)."""
+        step = 1e-4
+        return (self.decode(values + step) - self.decode(values - step)) / (2 * step)
+
+
+@dataclass(frozen=True)
+class Transform:
+    """A pair of functions: counts to target values, and back to log1p CP10k."""
+
+    encode: Callable[[FloatArray, FloatArray, FloatArray], FloatArray]
+    decode: Callable[[FloatArray, FloatArray], FloatArray]
+
+
+def log1p_cp10k(counts: FloatArray, depth: FloatArray) -> FloatArray:
+    """``log(1 + 10,000 * counts / depth)``; a spot without counts gives zeros."""
+    return np.log1p(counts * (1e4 / np.maximum(depth, 1.0))[:, None])
+
+
+def pearson_residuals(counts: FloatArray, depth: FloatArray, fractions: FloatArray) -> FloatArray:
+    """Analytic Pearson residuals (Lause, Berens & Kobak, Genome Biology 22:258, 2021).
+
+    ``(x - mu) / sqrt(mu + mu^2 / theta)`` with ``mu = depth * fraction``, theta = 100, clipped
+    to +-sqrt(spots): the closed form of the SCTransform that Monjo et al. used. `fractions`
+    come from the training data, so that held-out spots are not looked at.
+    """
+    mu = np.maximum(depth, 1.0)[:, None] * fractions
+    residual = (counts - mu) / np.sqrt(mu + mu**2 / THETA)
+    bound = np.sqrt(max(len(counts), 1))
+    return np.clip(residual, -bound, bound)
+
+
+def _residuals_to_log1p(values: FloatArray, fractions: FloatArray) -> FloatArray:
+    mu = 1e4 * fractions
+    return np.log1p(np.maximum(mu + values * np.sqrt(mu + mu**2 / THETA), 0.0))
+
+
+TRANSFORMS: dict[str, Transform] = {
+    "log1p_cp10k": Transform(
+        encode=lambda counts, depth, fractions: log1p_cp10k(counts, depth),
+        decode=lambda values, fractions: values,
+    ),
+    "pearson_residuals": Transform(encode=pearson_residuals, decode=_residuals_to_log1p),
+}
+
+
+def fit_target(sections: Sequence[Section], config: TargetConfig) -> ExpressionTarget:
+    """Choose the genes and fit the transform, on these (training) sections only.
+
+    Parameters
+    ----------
+    sections : sequence of Section
+        Measured sections, reduced to training spots that passed quality control.
+    config : TargetConfig
+        `genes` is ``variable:N`` (largest variance of Pearson residuals), ``expressed:N``
+        (largest mean share of a spot's counts), a file with one gene a line, or names
+        separated by commas. Only genes present in every section can be chosen. The patterns
+        in `exclude` apply to the two rules, not to genes that were named.
+
+    Raises
+    ------
+    InputError
+        If genes are unknown, or the rule is not understood.
+    """
+    measured = [s.counts for s in sections if s.counts is not None]
+    shared = _shared_genes(measured)
+    totals = np.zeros(len(shared))
+    for counts in measured:
+        totals += np.asarray(counts[:, shared].X.sum(axis=0), dtype=np.float64).ravel()
+    depth = sum(float(c.X.sum()) for c in measured)
+    fractions = dict(zip(shared, totals / max(depth, 1.0), strict=True))
+    rule, _, number = config.genes.partition(":")
+    if rule in GENE_RULES and number:
+        candidates = _candidates(shared, fractions, config.exclude)
+        score = GENE_RULES[rule](measured, candidates, np.array([fractions[g] for g in candidates]))
+        order = np.argsort(-score, kind="stable")[: _positive(number, config.genes)]
+        names = [candidates[i] for i in order]
+    else:
+        names = _named_genes(config.genes, shared)
+    return ExpressionTarget(tuple(names), config.transform, np.array([fractions[g] for g in names]))
+
+
+def _shared_genes(measured: Sequence[AnnData]) -> list[str]:
+    shared = measured[0].var_names
+    for counts in measured[1:]:
+        shared = shared[shared.isin(counts.var_names)]
+    if not len(shared):
+        raise InputError(
+            "no gene is present in every measured section: gene names differ (symbols in one, "
+            "Ensembl ids in another?); run `deepspace inspect` on the sheet"
+        )
+    return list(shared)
+
+
+def _candidates(
+    shared: list[str], fractions: dict[str, float], exclude: Sequence[str]
+) -> list[str]:
+    drop = re.compile("|".join(f"(?:{p})" for p in exclude), re.IGNORECASE) if exclude else None
+    return [g for g in shared if fractions[g] > 0 and not (drop and drop.match(g))]
+
+
+def _mean_share(measured: Sequence[AnnData], genes: list[str], _: FloatArray) -> FloatArray:
+    total, spots = np.zeros(len(genes)), 0
+    for counts in measured:
+        X = sp.csr_matrix(counts.X)
+        depth = np.maximum(np.asarray(X.sum(axis=1), dtype=np.float64).ravel(), 1.0)
+        columns = counts.var_names.get_indexer(genes)
+        total += np.asarray(sp.diags(1.0 / depth).dot(X[:, columns]).sum(axis=0)).ravel()
+        spots += X.shape[0]
+    return total / spots
+
+
+def _residual_variance(
+    measured: Sequence[AnnData], genes: list[str], fractions: FloatArray
+) -> FloatArray:
+    squares, spots = np.zeros(len(genes)), sum(c.n_obs for c in measured)
+    for counts in measured:
+        X = sp.csr_matrix(counts.X)
+        depth = np.asarray(X.sum(axis=1), dtype=np.float64).ravel()
+        columns = counts.var_names.get_indexer(genes)
+        for start in range(0, len(genes), 1000):  # bounds the dense block's memory
+            part = slice(start, start + 1000)
+            dense = X[:, columns[part]].toarray().astype(np.float64)
+            squares[part] += (pearson_residuals(dense, depth, fractions[part]) ** 2).sum(axis=0)
+    variance: FloatArray = squares / spots
+    return variance
+
+
+GENE_RULES: dict[str, Callable[[Sequence[AnnData], list[str], FloatArray], FloatArray]] = {
+    "expressed": _mean_share,
+    "variable": _residual_variance,
+}
+
+
+def _positive(number: str, rule: str) -> int:
+    if not number.isdigit() or int(number) < 1:
+        raise InputError(f"--genes {rule}: give a whole number above 0, as in expressed:1000")
+    return int(number)
+
+
+def _named_genes(text: str, shared: list[str]) -> list[str]:
+    path = Path(text)
+    if path.is_file():
+        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    else:
+        names = [name.strip() for name in text.split(",")]
+    names = list(dict.fromkeys(name for name in names if name and not name.startswith("#")))
+    if not names:
+        raise InputError(f"--genes {text}: no gene named")
+    known = set(shared)
+    missing = [name for name in names if name not in known]
+    if missing:
+        hints = []
+        for name in missing[:10]:
+            near = difflib.get_close_matches(name, shared, n=1)
+            hints.append(f"{name} (did you mean {near[0]}?)" if near else name)
+        raise InputError(
+            f"--genes: {len(missing)} of {len(names)} genes are not in every measured section: "
+            f"{', '.join(hints)}. Give expressed:N, variable:N, an existing file with one gene "
+            "a line, or names separated by commas"
+        )
+    return names

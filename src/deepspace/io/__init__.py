@@ -1,0 +1,1 @@
+"""Readers: slides, sections, cohort sheets."""

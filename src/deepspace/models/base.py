@@ -1,0 +1,65 @@
+"""The one interface of everything that predicts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepspace.data.targets import ExpressionTarget
+from deepspace.io.section import Section
+from deepspace.io.slide import Slide
+
+FloatArray = NDArray[np.float64]
+Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Values at points, in the unit of the target.
+
+    Attributes
+    ----------
+    mean : ndarray, shape (points, genes)
+        Expected value of a measurement there.
+    sd : ndarray, shape (points, genes)
+        Standard deviation of a measurement there, its noise included.
+    sd_latent : ndarray, shape (points, genes)
+        Standard deviation of the expression itself.
+    ood : ndarray of bool, shape (points,)
+        Points whose image is unlike anything in the training data.
+    """
+
+    mean: FloatArray
+    sd: FloatArray
+    sd_latent: FloatArray
+    ood: NDArray[np.bool_]
+
+
+class Predictor(Protocol):
+    """What a model must do. A prediction at a point never depends on the other points."""
+
+    target: ExpressionTarget
+
+    def fit(self, sections: Sequence[Section], target: ExpressionTarget) -> Self:
+        """Learn from measured sections, reduced to their training spots."""
+        ...
+
+    def predict(self, slide: Slide, coords: FloatArray) -> Prediction:
+        """Predict at `coords`, shape (points, 2), x and y in full-resolution pixels."""
+        ...
+
+
+class SavablePredictor(Predictor, Protocol):
+    """A predictor that can be written to disk as JSON values and arrays."""
+
+    def state(self) -> tuple[dict[str, Any], Arrays]:
+        """Fitted state: JSON values and arrays."""
+        ...
+
+    def restore(self, target: ExpressionTarget, values: Mapping[str, Any], arrays: Arrays) -> Self:
+        """Take back what `state` gave."""
+        ...

@@ -1,0 +1,71 @@
+"""What every score is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Self
+
+import numpy as np
+from scipy.spatial import cKDTree
+
+from deepspace.data.targets import ExpressionTarget
+from deepspace.io.section import Section
+from deepspace.io.slide import Slide
+from deepspace.models.base import FloatArray, Prediction
+from deepspace.models.probe import Probe
+
+
+def _constant_sd(mean: FloatArray, sd: FloatArray) -> Prediction:
+    spread = np.broadcast_to(sd, mean.shape).copy()
+    return Prediction(mean, spread, spread, np.zeros(len(mean), dtype=bool))
+
+
+class GeneMean:
+    """Every gene at its mean over the training spots, everywhere."""
+
+    def fit(self, sections: Sequence[Section], target: ExpressionTarget) -> Self:
+        """Take the mean of the sections' means."""
+        self.target = target
+        values = [target.encode(s.require_counts()) for s in sections]
+        self.mean = np.mean([v.mean(axis=0) for v in values], axis=0)
+        self.sd = np.concatenate(values).std(axis=0)
+        return self
+
+    def predict(self, slide: Slide, coords: FloatArray) -> Prediction:
+        """Predict at `coords`, shape (points, 2)."""
+        return _constant_sd(np.tile(self.mean, (len(coords), 1)), self.sd)
+
+
+class NearestSpot:
+    """The measurement of the nearest training spot of the same section.
+
+    Where no spot of that slide was in the training data the prediction is NaN: this baseline
+    does not apply.
+    """
+
+    def fit(self, sections: Sequence[Section], target: ExpressionTarget) -> Self:
+        """Remember coordinates and values."""
+        self.target = target
+        values = [target.encode(s.require_counts()) for s in sections]
+        self.sd = np.concatenate(values).std(axis=0)
+        self.known = {
+            s.slide.content_hash(): (cKDTree(s.coords), v)
+            for s, v in zip(sections, values, strict=True)
+        }
+        return self
+
+    def predict(self, slide: Slide, coords: FloatArray) -> Prediction:
+        """Predict at `coords`, shape (points, 2)."""
+        found = self.known.get(slide.content_hash())
+        if found is None:
+            return _constant_sd(np.full((len(coords), len(self.sd)), np.nan), self.sd)
+        tree, values = found
+        return _constant_sd(values[tree.query(coords)[1]], self.sd)
+
+
+class ShuffledProbe(Probe):
+    """A `Probe` whose training spots were shuffled within each section: it must score 0."""
+
+    def _labels(self, section: Section, target: ExpressionTarget) -> FloatArray:
+        values = super()._labels(section, target)
+        return np.random.default_rng(self.seed).permutation(values, axis=0)

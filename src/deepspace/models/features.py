@@ -1,0 +1,136 @@
+"""Features at points of a slide: read patches, encode, standardise, remember."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepspace.core.progress import counter
+from deepspace.data.cache import ArrayCache
+from deepspace.data.coords import reference_points
+from deepspace.data.patches import PatchSpec, read_patches
+from deepspace.data.stain import StainNormaliser
+from deepspace.data.tissue import tissue_mask
+from deepspace.io.slide import Slide
+from deepspace.models.encoders import Encoder
+
+FloatArray = NDArray[np.float64]
+
+# raised when the tissue mask or the lattice changes, so that cached lattices are not reused
+LATTICE = 1
+
+
+class FeatureExtractor:
+    """Features of an encoder, comparable between sections.
+
+    Parameters
+    ----------
+    encoder : Encoder
+        Turns patches into features; one set of features per field of view, side by side.
+    standardise : {"section", "none"}
+        ``section``: subtract the mean and divide by the standard deviation that each feature
+        has over a fixed lattice on that slide's tissue. This removes the stain shift between
+        sections, and depends on the slide alone, never on the points asked for.
+    stain_normalisation : {"none", "macenko"}
+        Whether patches are stain-normalised first.
+    cache : ArrayCache, optional
+        Where features are kept between runs.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        standardise: Literal["section", "none"] = "section",
+        stain_normalisation: Literal["none", "macenko"] = "none",
+        cache: ArrayCache | None = None,
+    ) -> None:
+        self.encoder = encoder
+        self.standardise = standardise
+        self.stain_normalisation = stain_normalisation
+        self.cache = cache
+        self._memory: dict[str, FloatArray] = {}
+        self._scales: dict[tuple[str, float], tuple[FloatArray, FloatArray]] = {}
+
+    @property
+    def fov_um(self) -> float:
+        """Widest field of view, in micrometres."""
+        return max(spec.fov_um for spec in self.encoder.specs)
+
+    def __call__(self, slide: Slide, coords: FloatArray) -> FloatArray:
+        """Features at `coords` (points, 2), shape (points, features)."""
+        features = self.raw(slide, coords)
+        if self.standardise == "none":
+            return features
+        mean, spread = self._section_scale(slide)
+        return (features - mean) / spread
+
+    def _section_scale(self, slide: Slide) -> tuple[FloatArray, FloatArray]:
+        """Mean and standard deviation of every feature over the slide's reference points."""
+        key = (slide.content_hash(), slide.require_mpp())
+        if key not in self._scales:
+            reference = self.raw(slide, self._lattice(slide))
+            spread, size = reference.std(axis=0), np.abs(reference).max(axis=0)
+            # a feature that is constant on this slide carries nothing
+            spread[spread <= 1e-6 * size] = np.inf
+            self._scales[key] = (reference.mean(axis=0), spread)
+        return self._scales[key]
+
+    def _lattice(self, slide: Slide) -> FloatArray:
+        """Reference points of a slide; finding the tissue anew costs seconds on a large image."""
+
+        def find() -> FloatArray:
+            return reference_points(slide, tissue_mask(slide))
+
+        if self.cache is None:
+            return find()
+        recipe = {"slide": slide.content_hash(), "mpp": slide.require_mpp(), "lattice": LATTICE}
+        return self.cache.get(recipe, find)
+
+    def raw(self, slide: Slide, coords: FloatArray) -> FloatArray:
+        """Features as the encoder gives them, shape (points, features)."""
+        coords = np.ascontiguousarray(coords, dtype=np.float64)
+        key = self._key(slide, coords)
+        name = hashlib.sha256(repr(sorted(key.items())).encode()).hexdigest()
+        if name not in self._memory:
+            if self.cache is None:
+                found = self._encode(slide, coords)
+            else:
+                found = self.cache.get(key, lambda: self._encode(slide, coords))
+            self._memory[name] = np.asarray(found, dtype=np.float64)
+        return self._memory[name]
+
+    def _key(self, slide: Slide, coords: FloatArray) -> dict[str, Any]:
+        return {
+            "slide": slide.content_hash(),
+            "mpp": slide.require_mpp(),
+            "encoder": self.encoder.key(),
+            "stain_normalisation": self.stain_normalisation,
+            "coords": hashlib.sha256(coords.tobytes()).hexdigest(),
+        }
+
+    def _encode(self, slide: Slide, coords: FloatArray) -> NDArray[np.float32]:
+        normaliser = None
+        if self.stain_normalisation == "macenko":
+            normaliser = StainNormaliser.fit(slide, tissue_mask(slide))
+        parts = [self._encode_spec(slide, coords, s, normaliser) for s in self.encoder.specs]
+        return np.concatenate(parts, axis=1)
+
+    def _encode_spec(
+        self,
+        slide: Slide,
+        coords: FloatArray,
+        spec: PatchSpec,
+        normaliser: StainNormaliser | None,
+    ) -> NDArray[np.float32]:
+        width = self.encoder.n_features // len(self.encoder.specs)
+        features = np.empty((len(coords), width), dtype=np.float32)
+        with counter(len(coords), f"{self.encoder.name} {spec.fov_um:g} um") as bar:
+            for index, patches in read_patches(slide, coords, spec):
+                seen = patches if normaliser is None else normaliser.apply(patches)
+                features[index] = self.encoder(seen)
+                bar.update(len(index))
+        return features

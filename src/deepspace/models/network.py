@@ -1,0 +1,252 @@
+"""From patches to features through a network: preprocess, read layers, pool."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from deepspace.core.errors import InputError
+from deepspace.models.backbones import Backbone, LayerOutput
+
+Pooling = Literal["mean", "sd", "cls"]
+Precision = Literal["auto", "fp32", "bf16"]
+
+MEAN_SD: tuple[Pooling, ...] = ("mean", "sd")
+BATCH = 16  # every batch has this size, so that a patch's features never depend on its batch
+TOLERANCE = 0.02  # largest relative difference of bf16 from fp32 features that `auto` accepts
+_FAST_BF16 = ("amx_bf16", "avx512_bf16")
+
+
+@dataclass(frozen=True)
+class InputTransform:
+    """What a network expects: (value - mean) / sd per channel, on the scale 0-255.
+
+    Attributes
+    ----------
+    mean, sd
+        Per channel, in the network's channel order.
+    bgr
+        Channels are blue, green, red.
+    """
+
+    mean: tuple[float, float, float]
+    sd: tuple[float, float, float]
+    bgr: bool = False
+
+    @classmethod
+    def unit(cls, mean: Sequence[float], sd: Sequence[float]) -> InputTransform:
+        """Transform of RGB whose mean and sd are given on the scale 0-1."""
+        r, g, b = (255 * value for value in mean)
+        sr, sg, sb = (255 * value for value in sd)
+        return cls((r, g, b), (sr, sg, sb))
+
+    def __call__(self, patches: NDArray[np.uint8]) -> Tensor:
+        """Network input (b, 3, s, s) float32 of RGB patches (b, s, s, 3)."""
+        x = torch.from_numpy(np.ascontiguousarray(patches)).permute(0, 3, 1, 2)
+        x = (x.flip(1) if self.bgr else x).float()
+        return (x - torch.tensor(self.mean).view(3, 1, 1)) / torch.tensor(self.sd).view(3, 1, 1)
+
+
+IMAGENET = InputTransform.unit((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+HALF = InputTransform.unit((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+CLIP = InputTransform.unit(
+    (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+)
+H_OPTIMUS = InputTransform.unit((0.707223, 0.578729, 0.703617), (0.211883, 0.230117, 0.177517))
+
+
+def parse_input(text: str, origin: str) -> InputTransform:
+    """Transform named by the `input` metadata of a safetensors file.
+
+    Raises
+    ------
+    InputError
+        If the text is none of the known ones.
+
+    Examples
+    --------
+    >>> parse_input("BGR, 0-255, minus (103.939,116.779,123.68)", "vgg16.safetensors").bgr
+    True
+    """
+    if text == "RGB, ImageNet mean/std":
+        return IMAGENET
+    number = r"\s*([\d.]+)\s*"
+    match = re.fullmatch(rf"(RGB|BGR), 0-255, minus \({number},{number},{number}\)", text)
+    if match is None:
+        raise InputError(
+            f"{origin}: its metadata say input: {text!r}, which is unknown; "
+            "use 'RGB, ImageNet mean/std' or 'BGR, 0-255, minus (b,g,r)'"
+        )
+    order, a, b, c = match.groups()
+    return InputTransform((float(a), float(b), float(c)), (1.0, 1.0, 1.0), bgr=order == "BGR")
+
+
+def pool(output: LayerOutput, how: Sequence[Pooling]) -> Tensor:
+    """Pooled features (b, d) of one layer, the poolings side by side, in float32."""
+    maps = output.map.float().flatten(2)
+    parts: list[Tensor] = []
+    for name in how:
+        if name == "cls":
+            if output.cls is None:
+                raise ValueError("this backbone has no class token")
+            parts.append(output.cls.float())
+        else:
+            parts.append(maps.mean(2) if name == "mean" else maps.std(2, correction=0))
+    return torch.cat(parts, dim=1)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What is read from a backbone.
+
+    Attributes
+    ----------
+    layers
+        Layer numbers of the backbone.
+    pooling
+        How each layer is pooled: `mean` and `sd` over its map, `cls` for the class token.
+    transform
+        What the backbone expects.
+    """
+
+    layers: tuple[int, ...]
+    pooling: tuple[Pooling, ...]
+    transform: InputTransform
+
+
+class NetworkFeatures:
+    """Pooled middle layers of a backbone.
+
+    Parameters
+    ----------
+    backbone
+        The network with its weights, float32.
+    reading
+        What is read from it.
+    size_px
+        Side of the patches.
+    precision
+        ``auto`` takes bf16 on hardware that computes it fast, if the pooled features of an
+        artificial stained patch differ from float32's by at most `TOLERANCE`; that choice is the
+        same every time on one machine.
+    device
+        Torch device, such as ``cpu`` or ``cuda``.
+
+    Attributes
+    ----------
+    precision : str
+        ``fp32`` or ``bf16``, as chosen.
+    feature_names : tuple of str
+        One per column.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        reading: Reading,
+        size_px: int,
+        precision: Precision = "auto",
+        device: str = "cpu",
+    ) -> None:
+        self._device = _device(device)
+        if precision not in get_args(Precision):
+            raise InputError(f"precision {precision!r}: take {', '.join(get_args(Precision))}")
+        self._reading = reading
+        self._dtype = torch.float32
+        backbone.eval().requires_grad_(False)
+        self._backbone = _placed(backbone, self._device, self._dtype)
+        self.precision: str = "fp32"
+        if precision == "bf16" or (precision == "auto" and fast_bf16(self._device)):
+            self._use_bf16(stained_patch(size_px), insist=precision == "bf16")
+        with torch.inference_mode():
+            outputs = self._outputs(np.zeros((1, size_px, size_px, 3), np.uint8))
+        self.feature_names = tuple(
+            f"layer{layer}_{name}_{channel}"
+            for layer, output in zip(reading.layers, outputs, strict=True)
+            for name in reading.pooling
+            for channel in range(output.map.shape[1])
+        )
+
+    @torch.inference_mode()
+    def __call__(self, patches: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Features (b, d) float32 of RGB patches (b, s, s, 3)."""
+        features = np.empty((len(patches), len(self.feature_names)), np.float32)
+        for start in range(0, len(patches), BATCH):
+            part = patches[start : start + BATCH]
+            features[start : start + BATCH] = self._pooled(part)
+        return features
+
+    def _pooled(self, patches: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Features of at most `BATCH` patches, computed in a full batch."""
+        full = np.zeros((BATCH, *patches.shape[1:]), np.uint8)
+        full[: len(patches)] = patches
+        return self._compute(full)[: len(patches)]
+
+    def _compute(self, patches: NDArray[np.uint8]) -> NDArray[np.float32]:
+        pooled = [pool(output, self._reading.pooling) for output in self._outputs(patches)]
+        features: NDArray[np.float32] = torch.cat(pooled, dim=1).cpu().numpy()
+        return features
+
+    def _outputs(self, patches: NDArray[np.uint8]) -> list[LayerOutput]:
+        x = self._reading.transform(patches).to(self._device, self._dtype)
+        x = x.contiguous(memory_format=torch.channels_last)
+        return self._backbone.layer_outputs(x, self._reading.layers)
+
+    @torch.inference_mode()
+    def _use_bf16(self, patch: NDArray[np.uint8], *, insist: bool) -> None:
+        exact_backbone, exact = self._backbone, self._compute(patch[None])
+        self._dtype = torch.bfloat16
+        self._backbone = _placed(copy.deepcopy(exact_backbone), self._device, self._dtype)
+        rough = self._compute(patch[None])
+        if insist or np.linalg.norm(rough - exact) <= TOLERANCE * np.linalg.norm(exact):
+            self.precision = "bf16"
+        else:
+            self._dtype, self._backbone = torch.float32, exact_backbone
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"device {name!r} cannot be used ({reason}); take cpu") from error
+    return device
+
+
+def _placed(backbone: Backbone, device: torch.device, dtype: torch.dtype) -> Backbone:
+    placed: Backbone = backbone.to(device=device, dtype=dtype)
+    # channels_last is what makes bf16 pay on a processor
+    return placed.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
+def fast_bf16(device: torch.device) -> bool:
+    """Whether the hardware multiplies bf16 faster than float32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):
+        return False
+    able = torch.cpu.get_capabilities()
+    return any(able.get(name, False) for name in _FAST_BF16)
+
+
+def stained_patch(size_px: int) -> NDArray[np.uint8]:
+    """Artificial H&E patch (s, s, 3): eosin of varying depth with nuclei, always the same."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:size_px, :size_px] / size_px
+    eosin = 0.3 + 0.2 * np.sin(7 * x + 3 * y) * np.cos(5 * y)
+    haematoxylin = np.full_like(eosin, 0.05)
+    for cx, cy, radius in rng.uniform((0, 0, 0.01), (1, 1, 0.04), (60, 3)):
+        haematoxylin[(x - cx) ** 2 + (y - cy) ** 2 < radius**2] = 0.6
+    density = haematoxylin[..., None] * (0.65, 0.70, 0.29) + eosin[..., None] * (0.07, 0.99, 0.11)
+    density += rng.normal(0, 0.02, density.shape)
+    patch: NDArray[np.uint8] = (255 * np.exp(-density)).clip(0, 255).astype(np.uint8)
+    return patch

@@ -1,0 +1,223 @@
+"""`probe`: ridge regression from frozen image features to genes, in closed form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, Self
+
+import numpy as np
+
+from deepspace.core.config import ProbeConfig
+from deepspace.core.progress import log
+from deepspace.data.ceiling import reliability
+from deepspace.data.splits import Fold, SplitOptions, make_folds
+from deepspace.data.targets import ExpressionTarget
+from deepspace.io.section import Section
+from deepspace.io.slide import Slide
+from deepspace.models.base import Arrays, FloatArray, Prediction
+from deepspace.models.ridge import (
+    Group,
+    InnerFold,
+    Spectrum,
+    held_out_errors,
+    principal_components,
+    total_gram,
+)
+
+BLOCKS = 4
+OOD_QUANTILE = 0.99
+NOISE_SPOTS = 500
+# leverage at the middle of the path of penalties tells odd images
+MIDDLE = len(ProbeConfig().penalties) // 2
+ARRAYS = ("x_mean", "y_mean", "variance", "noise", "leverage_shares", "coefficients")
+
+
+class Extractor(Protocol):
+    """Features at points of a slide; the part of `FeatureExtractor` that models need."""
+
+    @property
+    def fov_um(self) -> float:
+        """Widest field of view, in micrometres."""
+        ...
+
+    def __call__(self, slide: Slide, coords: FloatArray) -> FloatArray:
+        """Features at `coords` (points, 2), shape (points, features)."""
+        ...
+
+
+class Probe:
+    """Ridge on image features, with penalties chosen on left-out sections.
+
+    Genes vary together, so a penalty is chosen for each principal component of the training
+    targets: components that the image explains are shrunk little, the others (mostly noise)
+    much. ``penalty_for = "gene"`` chooses one per gene instead. Penalties have the least squared
+    error on left-out patients, sections or blocks (`ProbeConfig.bridge`), never on random spots.
+    Features and targets are centred within each section, so that differences of depth or stain
+    between sections are not learnt.
+
+    The predictive variance is the gene's held-out residual variance plus the part due to the
+    leverage of the point, which grows where the image is unlike the training images.
+
+    Parameters
+    ----------
+    extractor : Extractor
+        Features of the image around a point.
+    config : ProbeConfig
+        Path of penalties and what is left out to choose among them.
+    seed : int
+        Seed of the thinning that estimates the measurement noise, and of blocks.
+    """
+
+    def __init__(self, extractor: Extractor, config: ProbeConfig, seed: int = 0) -> None:
+        self.extractor = extractor
+        self.config = config
+        self.seed = seed
+
+    def fit(self, sections: Sequence[Section], target: ExpressionTarget) -> Self:
+        """Fit on the measured spots of `sections`."""
+        self.target = target
+        X = {s.section: self.extractor(s.slide, s.coords) for s in sections}
+        Y = {s.section: self._labels(s, target) for s in sections}
+        self.x_mean = np.mean([x.mean(axis=0) for x in X.values()], axis=0)
+        self.y_mean = np.mean([y.mean(axis=0) for y in Y.values()], axis=0)
+        self.bridge = bridge_for(sections, self.config.bridge)
+        options = SplitOptions(BLOCKS, self.extractor.fov_um, self.seed)
+        folds = [_inner_fold(f, X, Y) for f in make_folds(sections, self.bridge, options)]
+        groups = [(X[k] - X[k].mean(axis=0), Y[k] - Y[k].mean(axis=0)) for k in X]
+        self._solve(groups, folds)
+        self.noise = np.mean([self._noise(s, target) for s in sections], axis=0)
+        return self
+
+    def _labels(self, section: Section, target: ExpressionTarget) -> FloatArray:
+        return target.encode(section.require_counts())
+
+    def _noise(self, section: Section, target: ExpressionTarget) -> FloatArray:
+        """Variance of the measurement noise per gene; a few hundred spots tell it well enough."""
+        counts = section.require_counts()
+        rng = np.random.default_rng(self.seed)
+        rows = np.sort(rng.permutation(counts.n_obs)[:NOISE_SPOTS])
+        return reliability(counts[rows], target, seed=self.seed, repeats=2).noise_variance
+
+    def _solve(self, groups: list[Group], folds: list[InnerFold]) -> None:
+        """Penalties, coefficients, held-out variance and the limit for odd images."""
+        basis = BASES[self.config.penalty_for](groups)
+        rotated = [_rotate(fold, basis) for fold in folds]
+        spectra = [Spectrum.of(total_gram(fold.train)) for fold in rotated]
+        error = held_out_errors(rotated, spectra, self.config.penalties)
+        rows = sum(len(x) for fold in folds for x, _ in fold.test)
+        index = error.argmin(axis=0)
+        chosen = np.asarray(self.config.penalties)[index]
+        # share of each penalty's components in the variance of each gene
+        shares = np.zeros((len(self.config.penalties), len(basis)))
+        component_variance = error[index, np.arange(len(index))] / rows
+        np.add.at(shares, index, ((basis**2) * component_variance).T)
+        self.leverage_shares = shares
+        squared, leverage = self._held_out(folds, spectra, basis, chosen)
+        # most of the held-out error is there at the centre of the training data too
+        total = squared / rows
+        self.variance = np.maximum(total - leverage.mean(axis=0) @ shares, 0.1 * total)
+        self.ood_limit = float(np.quantile(leverage[:, MIDDLE], OOD_QUANTILE))
+        self.spectrum = Spectrum.of(total_gram([(x, y @ basis) for x, y in groups]))
+        self.coefficients = self.spectrum.coefficients(chosen) @ basis.T
+
+    def _held_out(
+        self,
+        folds: list[InnerFold],
+        spectra: list[Spectrum],
+        basis: FloatArray,
+        chosen: FloatArray,
+    ) -> tuple[FloatArray, FloatArray]:
+        """Squared error per gene, and leverage (rows, penalties), of the inner folds."""
+        squared = np.zeros(len(basis))
+        leverage = []
+        for fold, spectrum in zip(folds, spectra, strict=True):
+            weights = spectrum.coefficients(chosen) @ basis.T
+            for x, y in fold.test:
+                squared += ((y - x @ weights) ** 2).sum(axis=0)
+                leverage.append(self._leverage(spectrum, x))
+        return squared, np.concatenate(leverage)
+
+    def _leverage(self, spectrum: Spectrum, X: FloatArray) -> FloatArray:
+        penalties = self.config.penalties
+        return np.stack([spectrum.leverage(X, penalty) for penalty in penalties], axis=1)
+
+    def predict(self, slide: Slide, coords: FloatArray) -> Prediction:
+        """Predict at `coords`, shape (points, 2)."""
+        X = self.extractor(slide, coords) - self.x_mean
+        leverage = self._leverage(self.spectrum, X)
+        own = leverage @ self.leverage_shares
+        # what the noise explains is not uncertainty of the expression itself
+        latent = np.maximum(self.variance - self.noise, 0.0) + own
+        return Prediction(
+            mean=self.y_mean + X @ self.coefficients,
+            sd=np.sqrt(self.variance + own),
+            sd_latent=np.sqrt(latent),
+            ood=leverage[:, MIDDLE] > self.ood_limit,
+        )
+
+    def state(self) -> tuple[dict[str, Any], Arrays]:
+        """Fitted state: JSON values and arrays."""
+        arrays = {name: getattr(self, name) for name in ARRAYS}
+        arrays |= {"eigenvectors": self.spectrum.vectors, "eigenvalues": self.spectrum.values}
+        values = {
+            "bridge": self.bridge,
+            "ood_limit": self.ood_limit,
+            "scale": self.spectrum.scale,
+        }
+        return values, arrays
+
+    def restore(self, target: ExpressionTarget, values: Mapping[str, Any], arrays: Arrays) -> Self:
+        """Take back what `state` gave."""
+        self.target = target
+        self.bridge, self.ood_limit = values["bridge"], values["ood_limit"]
+        for name in ARRAYS:
+            setattr(self, name, arrays[name])
+        eigenvalues = arrays["eigenvalues"]
+        nothing = np.empty((len(eigenvalues), 0))
+        self.spectrum = Spectrum(arrays["eigenvectors"], eigenvalues, nothing, values["scale"])
+        return self
+
+
+# what a penalty is chosen for, as directions in gene space (genes, directions)
+BASES: dict[str, Callable[[list[Group]], FloatArray]] = {
+    "component": principal_components,
+    "gene": lambda groups: np.eye(groups[0][1].shape[1]),
+}
+
+
+def _rotate(fold: InnerFold, basis: FloatArray) -> InnerFold:
+    return InnerFold(
+        [(x, y @ basis) for x, y in fold.train], [(x, y @ basis) for x, y in fold.test]
+    )
+
+
+def bridge_for(sections: Sequence[Section], wish: str) -> str:
+    """What is left out to choose penalties: `wish`, or the next narrower step that is possible.
+
+    ``auto`` wishes for patients. A single patient has no other to leave out, so sections are,
+    and of a single section blocks.
+    """
+    possible = ["block"]
+    if len(sections) > 1:
+        possible.insert(0, "section")
+    if len({s.patient for s in sections}) > 1:
+        possible.insert(0, "patient")
+    steps = ["patient", "section", "block"]
+    wished = steps[0] if wish == "auto" else wish
+    found = next(step for step in steps[steps.index(wished) :] if step in possible)
+    if wish not in ("auto", found):
+        log.info("penalties: no second %s to leave out, chosen by %s instead", wish, found)
+    return found
+
+
+def _inner_fold(fold: Fold, X: dict[str, FloatArray], Y: dict[str, FloatArray]) -> InnerFold:
+    """Centre every section on its own training rows, or on its own rows where it has none."""
+    train, test = [], []
+    for name, rows in fold.train.items():
+        x, y = X[name][rows], Y[name][rows]
+        train.append((x - x.mean(axis=0), y - y.mean(axis=0)))
+    for name, rows in fold.test.items():
+        base = fold.train.get(name, rows)
+        x, y = X[name][rows], Y[name][rows]
+        test.append((x - X[name][base].mean(axis=0), y - Y[name][base].mean(axis=0)))
+    return InnerFold(train, test)

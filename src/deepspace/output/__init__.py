@@ -1,0 +1,1 @@
+"""Files, tables and pictures; knows nothing of models."""

@@ -1,0 +1,78 @@
+"""Results as plain text for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def format_summary(summary: Mapping[str, Any]) -> str:
+    """Scores of an evaluation as a table: models, then baselines, then the noise ceiling."""
+    models: Mapping[str, Mapping[str, Any]] = summary["models"]
+    width = max(len(name) for name in [*models, "noise ceiling"])
+    sections = list(next(iter(models.values()))["sections"])
+    shown = sections if len(sections) <= 8 else []
+    head = f"{'':{width}}  {'mean r':>7}  {'best 50':>7}  {'R2':>7}"
+    lines = [
+        f"Held-out Pearson correlation over genes, split by {summary['split']} "
+        f"({summary['folds']} folds, genes {summary['genes']})",
+        head + "".join(f"  {name[:7]:>7}" for name in shown),
+    ]
+    for name, scores in models.items():
+        cells = [scores["mean_pearson"], scores["best50_pearson"], scores["mean_r2"]]
+        cells += [scores["sections"].get(section) for section in shown]
+        lines.append(f"{name:{width}}" + "".join(f"  {_cell(value):>7}" for value in cells))
+    ceiling = summary["ceiling"]
+    lines.append(
+        f"{'noise ceiling':{width}}  {_cell(ceiling['mean_pearson']):>7}"
+        f"  {_cell(ceiling['best50_pearson']):>7}"
+    )
+    if "warning" in summary:
+        lines.insert(0, f"WARNING: {summary['warning']}")
+    return "\n".join(lines)
+
+
+def _cell(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def format_description(found: Mapping[str, Any]) -> str:
+    """What `inspect` found, one block a section, problems last."""
+    blocks = [_section_block(facts) for facts in found["sections"]]
+    problems = found["problems"]
+    if problems:
+        lines = "\n".join(f"  - {fault}" for fault in problems)
+        blocks.append(f"{len(problems)} problem{'s' * (len(problems) > 1)}:\n{lines}")
+    else:
+        blocks.append("No problems found.")
+    return "\n\n".join(blocks)
+
+
+def _section_block(facts: Mapping[str, Any]) -> str:
+    width, height = facts["image_size"]
+    mpp = facts["mpp"]
+    rows = [
+        ("platform", facts["platform"]),
+        ("image", f"{facts['image']} ({width} x {height} px)"),
+        ("mpp", "unknown" if mpp is None else f"{mpp:.4g} um/px, from {facts['mpp_source']}"),
+    ]
+    if facts["spots"] is not None:
+        rows.append(("spots", f"{facts['spots_in_tissue']} in tissue of {facts['spots']}"))
+    if facts["spot_diameter_px"] is not None:
+        size = f"{facts['spot_diameter_um']:.0f} um = {facts['spot_diameter_px']:.1f} px"
+        rows.append(("spot size", size))
+    if facts["spots_measured"] is None:
+        rows.append(("counts", "none: an unmeasured section"))
+    else:
+        rows.append(("counts", f"{facts['spots_measured']} spots x {facts['genes']} genes"))
+        depth = (
+            f"median {facts['median_umis']:.0f} UMI and {facts['median_genes']:.0f} genes a spot"
+        )
+        rows.append(("depth", depth))
+    if facts.get("clusters"):
+        rows.append(("clusters", str(facts["clusters"])))
+    if facts.get("overview"):
+        rows.append(("overview", facts["overview"]))
+    rows += [("note", note) for note in facts["notes"]]
+    head = f"section {facts['section']} (patient {facts['patient']})"
+    return "\n".join([head, *(f"  {name:9} {value}" for name, value in rows)])

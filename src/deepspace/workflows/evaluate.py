@@ -1,0 +1,84 @@
+"""`evaluate`: honest scores of a cohort, as tables and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from deepspace.core.config import Config, EncoderConfig
+from deepspace.core.errors import InputError
+from deepspace.core.files import atomic_folder, check_output
+from deepspace.core.provenance import input_hashes, provenance
+from deepspace.models.encoders import needs_weights
+from deepspace.models.features import FeatureExtractor
+from deepspace.models.registry import Workbench
+from deepspace.workflows.cohort import default_cache, measured_after_qc, read_cohort
+from deepspace.workflows.figures import write_evaluation
+from deepspace.workflows.scoring import Evaluation, evaluate_sections
+
+
+def evaluate(
+    sheet: Path | str,
+    out: Path | str,
+    *,
+    models: Sequence[str] = ("probe",),
+    encoders: Sequence[str] | None = None,
+    config: Config | None = None,
+    overwrite: bool = False,
+) -> Evaluation:
+    """Score models on held-out data of a cohort and write tables and pictures.
+
+    Parameters
+    ----------
+    sheet : Path or str
+        Cohort sheet (CSV) or one Space Ranger ``outs/`` folder.
+    out : Path or str
+        Folder to write: ``scores.parquet`` and ``scores.csv`` (tidy), ``summary.json``,
+        ``scores.png``, ``genes.png``, and ``maps-SECTION.png``.
+    models : sequence of str
+        Keys of the table of models.
+    encoders : sequence of str, optional
+        Encoders to compare; the configured one if not given.
+    config : Config, optional
+        Everything else.
+    overwrite : bool
+        Replace `out` if it exists.
+
+    Raises
+    ------
+    InputError
+        If the cohort, the configuration or `out` is wrong.
+    """
+    sheet, out, config = Path(sheet), Path(out), config or Config()
+    check_output(out, overwrite=overwrite)
+    sections = measured_after_qc(read_cohort(sheet), config)
+    found = evaluate_sections(sections, _benches(config, encoders), models)
+    files = [path for s in sections for path in s.sources.values()]
+    found.summary["provenance"] = provenance(
+        "evaluate", config.model_dump(mode="json"), input_hashes(files), config.seed
+    )
+    with atomic_folder(out) as folder:
+        write_evaluation(found, folder)
+    return found
+
+
+def _benches(config: Config, encoders: Sequence[str] | None) -> list[Workbench]:
+    """One workbench per encoder; weights go to the encoders that need some."""
+    cache = default_cache()
+    shared: dict[EncoderConfig, FeatureExtractor] = {}
+    names = list(dict.fromkeys(encoders or [config.encoder.name]))
+    if len(names) == 1:
+        return [Workbench(config.with_values(encoder={"name": names[0]}), cache, shared)]
+    for option in ("fov_um", "layers"):
+        if getattr(config.encoder, option) is not None:
+            raise InputError(
+                f"[encoder] {option} cannot be shared by {', '.join(names)}; evaluate one encoder "
+                "at a time with it, or leave it out"
+            )
+    benches = []
+    for name in names:
+        encoder = config.encoder.model_copy(update={"name": name})
+        if not needs_weights(name):
+            encoder = encoder.model_copy(update={"weights": None})
+        benches.append(Workbench(config.model_copy(update={"encoder": encoder}), cache, shared))
+    return benches

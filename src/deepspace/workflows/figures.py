@@ -1,0 +1,96 @@
+"""Which pictures a result comes with. Genes are chosen by rule, never by eye."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from deepspace.core import keys
+from deepspace.io.section import Section
+from deepspace.models.registry import BASELINES
+from deepspace.output.plot import (
+    Backdrop,
+    GeneMap,
+    Points,
+    expression_maps,
+    gene_scores,
+    save,
+    score_summary,
+    spot_size_um,
+)
+from deepspace.output.write import write_json, write_table
+from deepspace.workflows.scoring import CEILING, Evaluation, HeldOut, gene_means
+
+UNITS = {"log1p_cp10k": "log1p CP10k", "pearson_residuals": "Pearson residual"}
+
+
+def typical_genes(means: pd.DataFrame) -> list[str]:
+    """Genes to show: the two best, the middle one and the worst by held-out correlation."""
+    ranked = means["pearson"].dropna().sort_values(ascending=False, kind="stable").index
+    wanted = [0, 1, len(ranked) // 2, len(ranked) - 1]
+    return list(dict.fromkeys(str(ranked[i]) for i in wanted if i < len(ranked)))
+
+
+def write_evaluation(found: Evaluation, folder: Path) -> None:
+    """Tables, JSON summary and pictures of an evaluation."""
+    write_table(found.scores, folder / "scores")
+    write_json(found.summary, folder / "summary.json")
+    model = str(found.scores["model"].iloc[0])
+    save(score_summary(found.scores, list(BASELINES)), folder / "scores.png")
+    save(gene_scores(found.scores, model, list(BASELINES)), folder / "genes.png")
+    means = gene_means(found.scores, model)
+    for name, slot in found.held_out.items():
+        path = folder / f"maps-{name}.png"
+        draw_held_out(slot, model, means, path, unit=UNITS[found.summary["transform"]])
+
+
+def draw_held_out(slot: HeldOut, model: str, means: pd.DataFrame, path: Path, *, unit: str) -> None:
+    """Maps of measured, predicted and both for the typical genes of one held-out section."""
+    section, values = slot.section, slot.predicted[model]
+    genes = [g for g in typical_genes(means) if g in slot.genes]
+    columns = [slot.genes.index(gene) for gene in genes]
+    # a spot that no fold predicted completely has nothing to compare
+    rows = np.flatnonzero(~np.isnan(values[:, columns]).any(axis=1))
+    spots = Points(section.coords[rows], spot_size_um(section))
+    maps = [
+        GeneMap(
+            gene,
+            predicted=values[rows, j],
+            measured=slot.measured[rows, j],
+            score=float(means["pearson"][gene]),
+            ceiling=float(means[CEILING][gene]),
+        )
+        for gene, j in zip(genes, columns, strict=True)
+    ]
+    title = f"Section {section.section}, held out: {model}"
+    backdrop = Backdrop.of(section.slide)
+    figure = expression_maps(backdrop, maps, spots, spots, title=title, unit=unit)
+    save(figure, path)
+
+
+def draw_prediction(
+    prediction: AnnData, section: Section, path: Path, *, genes: int = 3, side_um: float = 0.0
+) -> None:
+    """Maps of the best genes of a prediction with their uncertainty.
+
+    Points of a grid are drawn as squares of `side_um`; 0 means spots.
+    """
+    score = prediction.var[keys.SCORE].fillna(-1.0)
+    best = list(score.sort_values(ascending=False, kind="stable").index[:genes])
+    columns = prediction.var_names.get_indexer(best)
+    size = side_um or spot_size_um(section)
+    points = Points(prediction.obsm[keys.SPATIAL], size, square=side_um > 0)
+    maps = [
+        GeneMap(
+            gene,
+            predicted=prediction.X[:, j],
+            sd=prediction.layers[keys.SD_LATENT][:, j],
+            score=None if np.isnan(prediction.var[keys.SCORE].iloc[j]) else float(score.iloc[j]),
+        )
+        for gene, j in zip(best, columns, strict=True)
+    ]
+    title = f"Section {section.section}, predicted from the image alone"
+    save(expression_maps(Backdrop.of(section.slide), maps, points, title=title), path)

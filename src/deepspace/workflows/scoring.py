@@ -1,0 +1,245 @@
+"""Held-out scores of every model, its baselines and the noise ceiling."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from deepspace.core.config import Config
+from deepspace.core.errors import InputError
+from deepspace.core.metrics import METRICS, mean_of_best
+from deepspace.core.progress import log
+from deepspace.data.ceiling import reliability
+from deepspace.data.splits import LEAK_WARNING, Fold, SplitOptions, make_folds
+from deepspace.data.targets import ExpressionTarget, fit_target
+from deepspace.io.section import Section
+from deepspace.models.base import Predictor
+from deepspace.models.registry import BASELINES, MODELS, Workbench
+
+FloatArray = NDArray[np.float64]
+Builder = Callable[[], Predictor]
+
+BEST = 50
+CEILING = "ceiling"
+
+
+@dataclass
+class HeldOut:
+    """Values of one section, put together from the folds that held its spots out.
+
+    `measured` and each entry of `predicted` have shape (spots, genes), NaN where a fold did
+    not choose the gene; `ceiling` has shape (genes,).
+    """
+
+    section: Section
+    genes: list[str]
+    measured: FloatArray
+    ceiling: FloatArray
+    predicted: dict[str, FloatArray] = field(default_factory=dict)
+
+
+@dataclass
+class Evaluation:
+    """What an evaluation found.
+
+    Attributes
+    ----------
+    scores : DataFrame
+        Tidy: one row per model, section and gene, with `spots`, `pearson`, `spearman`, `rmse`,
+        `r2` and `ceiling`.
+    summary : dict
+        JSON values: per model the mean Pearson over genes and that of the best 50 genes.
+    held_out : dict
+        Per section id, the held-out values themselves.
+    """
+
+    scores: pd.DataFrame
+    summary: dict[str, Any]
+    held_out: dict[str, HeldOut]
+
+
+def evaluate_sections(
+    sections: Sequence[Section],
+    benches: Sequence[Workbench],
+    models: Sequence[str] = ("probe",),
+) -> Evaluation:
+    """Score `models` with every encoder of `benches`, and all baselines, on held-out spots.
+
+    Parameters
+    ----------
+    sections : sequence of Section
+        Measured sections after quality control.
+    benches : sequence of Workbench
+        One per encoder; they share split, target and seed, which the first one gives.
+    models : sequence of str
+        Keys of `MODELS`.
+
+    Notes
+    -----
+    Genes are chosen, transforms fitted and penalties selected in each training fold alone.
+    """
+    config = benches[0].config
+    builders = _builders(benches, models)
+    options = SplitOptions(config.split.folds, _gap_um(benches), config.seed)
+    held_out: dict[str, HeldOut] = {}
+    folds = make_folds(sections, config.split.how, options)
+    for number, fold in enumerate(folds, start=1):
+        training = fold.training(sections)
+        target = fit_target(training, config.target)
+        log.info("fold %d of %d: %s held out", number, len(folds), fold.name)
+        for name, build in builders.items():
+            predictor = build().fit(training, target)
+            for section in sections:
+                if section.section in fold.test:
+                    if section.section not in held_out:
+                        held_out[section.section] = _empty(section, target, config)
+                    _fill(held_out[section.section], name, predictor, fold, target)
+    scores = score_table(held_out)
+    return Evaluation(scores, summarise(scores, config, len(folds)), held_out)
+
+
+def _builders(benches: Sequence[Workbench], models: Sequence[str]) -> dict[str, Builder]:
+    """Models under names that tell encoders apart, then the baselines."""
+    unknown = [m for m in models if m not in MODELS]
+    if unknown:
+        raise InputError(f"--model {', '.join(unknown)}: not one of {', '.join(MODELS)}")
+    inner = _inner_benches(benches)
+    builders: dict[str, Builder] = {
+        model_label(model, bench.config): partial(MODELS[model], bench)
+        for model in models
+        for bench in inner
+    }
+    builders.update({name: partial(row, inner[0]) for name, row in BASELINES.items()})
+    return builders
+
+
+def model_label(model: str, config: Config) -> str:
+    """Name of a model in tables, its encoder in brackets."""
+    return f"{model} ({config.encoder.name})"
+
+
+# what an inner choice leaves out, so that it bridges the distance of the outer split
+INNER = {"section": "section", "patient": "patient", "block": "block", "spot": "section"}
+
+
+def _inner_benches(benches: Sequence[Workbench]) -> list[Workbench]:
+    """Benches whose penalties are chosen for the distance that the split has to bridge."""
+    adjusted = []
+    for bench in benches:
+        config = bench.config
+        if config.probe.bridge == "auto":
+            bridge = INNER[config.split.how]
+            config = config.with_values(probe={"bridge": bridge})
+        adjusted.append(Workbench(config, bench.cache, bench.extractors))
+    return adjusted
+
+
+def _gap_um(benches: Sequence[Workbench]) -> float:
+    """Gap of blocks: as configured, at least the widest field of view."""
+    widest = max(b.extractor(b.config.encoder).fov_um for b in benches)
+    wish = benches[0].config.split.gap_um
+    if wish is not None and wish < widest:
+        raise InputError(
+            f"[split] gap_um = {wish:g} is less than the field of view of {widest:g} um: patches "
+            "of training and test spots would overlap; leave it out or raise it"
+        )
+    return widest if wish is None else wish
+
+
+def _empty(section: Section, target: ExpressionTarget, config: Config) -> HeldOut:
+    shape = (len(section.coords), len(target.names))
+    return HeldOut(
+        section=section,
+        genes=list(target.names),
+        measured=np.full(shape, np.nan),
+        ceiling=reliability(section.require_counts(), target, seed=config.seed).ceiling,
+    )
+
+
+def _fill(
+    slot: HeldOut, name: str, predictor: Predictor, fold: Fold, target: ExpressionTarget
+) -> None:
+    """Enter one fold's predictions; genes that another fold did not choose stay out."""
+    section = slot.section
+    rows = fold.test[section.section]
+    column = {gene: j for j, gene in enumerate(target.names)}
+    here = np.array([k for k, gene in enumerate(slot.genes) if gene in column], dtype=np.int64)
+    there = [column[slot.genes[k]] for k in here]
+    predicted = predictor.predict(section.slide, section.coords[rows]).mean
+    table = slot.predicted.setdefault(name, np.full(slot.measured.shape, np.nan))
+    table[np.ix_(rows, here)] = predicted[:, there]
+    slot.measured[np.ix_(rows, here)] = target.encode(section.require_counts())[rows][:, there]
+
+
+def score_table(held_out: dict[str, HeldOut]) -> pd.DataFrame:
+    """Tidy scores of every model, section and gene that was predicted at every spot."""
+    parts = []
+    for name, slot in held_out.items():
+        for model, predicted in slot.predicted.items():
+            whole = ~(np.isnan(predicted) | np.isnan(slot.measured)).any(axis=0)
+            if not whole.any():
+                continue
+            measured, values = slot.measured[:, whole], predicted[:, whole]
+            parts.append(
+                pd.DataFrame(
+                    {
+                        "model": model,
+                        "section": name,
+                        "gene": np.array(slot.genes)[whole],
+                        "spots": len(measured),
+                        **{metric: score(measured, values) for metric, score in METRICS.items()},
+                        CEILING: slot.ceiling[whole],
+                    }
+                )
+            )
+    if not parts:
+        raise InputError("no gene was chosen in every fold; name the genes, or use more of them")
+    return pd.concat(parts, ignore_index=True)
+
+
+def gene_means(scores: pd.DataFrame, model: str) -> pd.DataFrame:
+    """Mean over sections of every gene's scores for one model, indexed by gene."""
+    chosen = scores[scores["model"] == model]
+    return chosen.groupby("gene", sort=False)[[*METRICS, CEILING]].mean()
+
+
+def summarise(scores: pd.DataFrame, config: Config, folds: int) -> dict[str, Any]:
+    """Summary of a tidy table as JSON values."""
+    models: dict[str, Any] = {}
+    for model in scores["model"].unique():
+        means = gene_means(scores, model)
+        per_section = scores[scores["model"] == model].groupby("section", sort=False)
+        models[model] = {
+            "mean_pearson": _rounded(means["pearson"].mean()),
+            "best50_pearson": _rounded(mean_of_best(means["pearson"].to_numpy(), BEST)),
+            "mean_spearman": _rounded(means["spearman"].mean()),
+            "mean_rmse": _rounded(means["rmse"].mean()),
+            "mean_r2": _rounded(means["r2"].mean()),
+            "genes": len(means),
+            "sections": {k: _rounded(v) for k, v in per_section["pearson"].mean().items()},
+        }
+    ceiling = gene_means(scores, scores["model"].iloc[0])[CEILING]
+    summary: dict[str, Any] = {
+        "split": config.split.how,
+        "folds": folds,
+        "genes": config.target.genes,
+        "transform": config.target.transform,
+        "models": models,
+        "ceiling": {
+            "mean_pearson": _rounded(ceiling.mean()),
+            "best50_pearson": _rounded(mean_of_best(ceiling.to_numpy(), BEST)),
+        },
+    }
+    if config.split.how == "spot":
+        summary["warning"] = LEAK_WARNING
+    return summary
+
+
+def _rounded(value: float) -> float | None:
+    return None if np.isnan(value) else round(float(value), 4)

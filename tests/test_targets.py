@@ -1,0 +1,127 @@
+"""Quality control, gene choice and transforms."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from anndata import AnnData
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deepspace.core.config import QCConfig, TargetConfig
+from deepspace.core.errors import InputError
+from deepspace.data.ceiling import reliability
+from deepspace.data.targets import (
+    ExpressionTarget,
+    apply_qc,
+    fit_target,
+    log1p_cp10k,
+    pearson_residuals,
+    qc_mask,
+)
+from deepspace.io.section import Section
+from make_sections import lattice, make_section
+
+GENES = ["MT-CO1", "RPL10A", "RPSA", "mt-Nd1", "QUIET", "LOUD", "PATCHY", "RPS6KA1"]
+
+
+@pytest.fixture
+def sections(tmp_path: Path) -> list[Section]:
+    """LOUD is everywhere, PATCHY in half of the spots, QUIET hardly anywhere."""
+    rng = np.random.default_rng(0)
+    coords = lattice(6)
+    half = (coords[:, 0] > 70).astype(float)
+    rates = np.full((36, 8), 30.0)
+    rates[:, 4], rates[:, 5], rates[:, 6], rates[:, 7] = 0.3, 60.0, 40 * half + 1, 20.0
+    return [
+        make_section(tmp_path, name, rng.poisson(rates), coords, genes=GENES) for name in ("A", "B")
+    ]
+
+
+def test_log1p_by_hand() -> None:
+    found = log1p_cp10k(np.array([[1.0, 0.0], [0.0, 0.0]]), np.array([100.0, 0.0]))
+    np.testing.assert_allclose(found, [[np.log(101), 0.0], [0.0, 0.0]])
+
+
+def test_pearson_residuals_by_hand() -> None:
+    x, depth, share = np.array([[5.0]] * 100), np.full(100, 100.0), np.array([0.02])
+    np.testing.assert_allclose(
+        pearson_residuals(x, depth, share)[0, 0], (5 - 2) / np.sqrt(2 + 4 / 100)
+    )
+    assert pearson_residuals(np.array([[500.0]]), np.array([500.0]), share) == 1.0  # clipped
+
+
+@given(st.integers(0, 10_000))
+def test_residuals_decode_to_the_expression_they_came_from(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    share = rng.uniform(1e-4, 1e-2, 5)
+    target = ExpressionTarget(tuple("ABCDE"), "pearson_residuals", share)
+    counts = rng.poisson(1e4 * share, (200, 5)).astype(float)
+    # at a depth of exactly 10,000 a residual says the same as the count
+    filler = 1e4 - counts.sum(axis=1, keepdims=True)
+    adata = AnnData(sp.csr_matrix(np.hstack([counts, filler])))
+    adata.var_names = [*"ABCDE", "REST"]
+    encoded = target.encode(adata)
+    kept = np.abs(encoded) < np.sqrt(200) - 1e-9
+    np.testing.assert_allclose(target.decode(encoded)[kept], np.log1p(counts)[kept], atol=1e-6)
+
+
+def test_qc_thresholds(sections: list[Section]) -> None:
+    counts = sections[0].require_counts().copy()
+    rows = np.repeat(np.arange(36), np.diff(counts.X.indptr))
+    counts.X.data[rows == 3] = 0  # zeros that are stored, as some files have them
+    counts.X.data[(rows == 4) & (counts.X.indices > 0)] = 0
+    assert list(np.flatnonzero(~qc_mask(counts, QCConfig(min_counts=1, min_genes=2)))) == [3, 4]
+
+
+def test_qc_that_drops_nearly_all_is_refused(sections: list[Section]) -> None:
+    with pytest.raises(InputError, match=r"section A: only 0 of 36 spots.*lower"):
+        apply_qc(sections, QCConfig(min_counts=10**6, min_genes=1))
+
+
+def test_rules_leave_out_mitochondrial_and_ribosomal(sections: list[Section]) -> None:
+    by_mean = fit_target(sections, TargetConfig(genes="expressed:10")).names
+    assert set(by_mean) == {"LOUD", "PATCHY", "RPS6KA1", "QUIET"}
+    assert by_mean[0] == "LOUD"
+    assert by_mean[-1] == "QUIET"
+    assert fit_target(sections, TargetConfig(genes="variable:1")).names == ("PATCHY",)
+    assert "RPSA" in fit_target(sections, TargetConfig(genes="expressed:9", exclude=())).names
+
+
+def test_named_genes(sections: list[Section], tmp_path: Path) -> None:
+    (tmp_path / "g.txt").write_text("# mine\nLOUD\n\nMT-CO1\nLOUD\n")
+    named = TargetConfig(genes=str(tmp_path / "g.txt"))
+    assert fit_target(sections, named).names == ("LOUD", "MT-CO1")
+    assert fit_target(sections, TargetConfig(genes="QUIET, LOUD")).names == ("QUIET", "LOUD")
+    with pytest.raises(InputError, match=r"2 of 3 genes.*LOUT \(did you mean LOUD\?\).*XYZZY"):
+        fit_target(sections, TargetConfig(genes="QUIET,LOUT,XYZZY"))
+    for wrong in ("expressed:0", "variable:many"):
+        with pytest.raises(InputError, match="whole number"):
+            fit_target(sections, TargetConfig(genes=wrong))
+
+
+def test_only_genes_of_every_section(sections: list[Section]) -> None:
+    counts = sections[1].require_counts()
+    sections[1].counts = counts[:, counts.var_names != "LOUD"].copy()
+    assert "LOUD" not in fit_target(sections, TargetConfig(genes="expressed:10")).names
+
+
+def test_ceiling_is_what_the_truth_itself_scores() -> None:
+    """The true rate's correlation with the counts is what thinning predicts from counts alone."""
+    rng = np.random.default_rng(1)
+    n = 4000
+    signal = rng.normal(0, [0.0, 0.2, 0.5, 1.0], (n, 4))
+    rate = np.exp(signal + np.log([5.0, 5.0, 5.0, 2.0]))
+    rest = np.full((n, 1), 2000.0)
+    counts = rng.poisson(np.hstack([rate, rest]))
+    adata = AnnData(sp.csr_matrix(counts.astype(float)))
+    adata.var_names = [*"ABCD", "REST"]
+    target = ExpressionTarget(tuple("ABCD"), "log1p_cp10k", np.full(4, 1e-3))
+    found = reliability(adata, target)
+    truth = log1p_cp10k(rate, rest[:, 0])
+    reached = [np.corrcoef(truth[:, j], target.encode(adata)[:, j])[0, 1] for j in range(1, 4)]
+    np.testing.assert_allclose(found.ceiling[1:], reached, atol=0.04)
+    assert found.ceiling[0] < 0.15
