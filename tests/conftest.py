@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 SHARED = Path(os.environ.get("DEEPSPACE_SHARED", Path(__file__).parents[2] / "shared"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Features are cached for this run alone; weights come only where a test gives them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DEEPSPACE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.delenv("DEEPSPACE_WEIGHTS", raising=False)
+        yield
 
 
 @pytest.fixture(scope="session")

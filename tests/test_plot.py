@@ -120,6 +120,33 @@ def test_limits_of_a_flat_gene_are_a_range(values: np.ndarray) -> None:
     assert low < high
 
 
+def test_limits_of_a_gene_that_most_spots_lack_cover_the_spots_that_have_it() -> None:
+    measured = np.zeros(100)
+    measured[:3] = [1.0, 2.0, 3.0]
+    assert plot.GeneMap("A", np.zeros(1), measured).limits() == (0.0, 3.0)
+
+
+@pytest.mark.parametrize("pitch", [60.0, 700.0])
+def test_outlines_leave_spots_their_colour(pitch: float) -> None:
+    backdrop = plot.Backdrop(np.full((200, 200, 3), 200, np.uint8), pitch / 10, 1.0)
+    coords = lattice(20, pitch=pitch, start=pitch / 2)
+    spots = plot.Points(coords, 30.0)
+    figure = plot.expression_maps(backdrop, [gene_map(400, 399)], spots, spots[np.arange(399)])
+    (both,) = (axes for axes in figure.axes if axes.get_title().startswith("both"))
+    *_, outline = both.collections
+    left, right = both.get_xlim()
+    diameter_pt = 30.0 / (right - left) * both.get_window_extent().width * 72 / figure.dpi
+    (width,) = outline.get_linewidths()
+    assert 0 < width <= 0.4
+    assert width < 0.15 * diameter_pt
+
+
+def test_square_bins_on_square_bins(section: Section, backdrop: plot.Backdrop) -> None:
+    bins = plot.Points(section.coords, 80.0, square=True)
+    figure = plot.expression_maps(backdrop, [gene_map(25, 20)], bins, bins[np.arange(20)])
+    assert [len(c.get_array()) for c in coloured(figure)] == [20, 25, 5, 20]
+
+
 def test_both_fills_only_where_nothing_was_measured(
     section: Section, backdrop: plot.Backdrop
 ) -> None:
@@ -149,6 +176,14 @@ def test_unmeasured_section_shows_prediction_and_sd(
     figure = plot.expression_maps(backdrop, [gene], plot.Points(section.coords, 100.0))
     assert headings(figure) == ["H&E", "predicted", "uncertainty (sd)"]
     assert all("nan" not in t.get_text() for axes in figure.axes for t in axes.texts)
+
+
+def test_colour_bars_name_the_unit(section: Section, backdrop: plot.Backdrop) -> None:
+    gene = replace(gene_map(25), sd=np.linspace(0.1, 0.2, 25))
+    spots = plot.Points(section.coords, 100.0)
+    figure = plot.expression_maps(backdrop, [gene], spots, unit="Pearson residual")
+    labels = {axes.get_ylabel() for axes in figure.axes if axes.get_ylabel()}
+    assert labels == {"Pearson residual", "sd of Pearson residual"}
 
 
 def test_a_grid_of_50_000_points(tmp_path: Path) -> None:

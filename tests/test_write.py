@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +84,18 @@ def test_missing_columns_are_named(tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.parametrize("name", ["S/1", ".", ".."])
+def test_section_name_that_reads_as_a_folder_is_refused(tmp_path: Path, name: str) -> None:
+    section = replace(make_section(tmp_path, "S", np.ones((1, 1)), np.ones((1, 2))), section=name)
+    values = dict.fromkeys(("mean", "sd", "sd_latent"), np.ones((1, 1)))
+    obs = pd.DataFrame({"measured": [True], "in_tissue": True, "ood": False}, index=["a"])
+    var = pd.DataFrame({"predictable": [True], "score": 0.1}, index=["g"])
+    with pytest.raises(InputError, match=f"section '{re.escape(name)}'.*rename"):
+        write.prediction_anndata(
+            values, [[1, 1]], obs, var, section=section, provenance={}, spot_diameter_px=1.0
+        )
+
+
 def test_same_prediction_same_bytes(tmp_path: Path) -> None:
     for name in ("a.h5ad", "b.h5ad"):
         adata, _ = make_prediction(tmp_path)
@@ -113,6 +127,52 @@ def test_existing_output_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="overwrite"):
         write.write_prediction(adata, path, overwrite=False)
     assert path.read_text() == "mine"
+
+
+def test_a_folder_is_not_replaced_by_a_file_nor_the_reverse(tmp_path: Path) -> None:
+    pytest.importorskip("spatialdata")
+    adata, _ = make_prediction(tmp_path)
+    file, folder = tmp_path / "out" / "p.zarr", tmp_path / "out" / "p.h5ad"
+    folder.mkdir(parents=True)
+    (folder / "mine").write_text("mine")
+    file.write_text("mine")
+    for path in (file, folder):
+        with pytest.raises(InputError, match="choose another --out"):
+            write.write_prediction(adata, path, overwrite=True)
+    assert file.read_text() == (folder / "mine").read_text() == "mine"
+    assert {p.name for p in file.parent.iterdir()} == {"p.zarr", "p.h5ad"}
+
+
+@pytest.mark.slow
+def test_failure_keeps_the_old_store(tmp_path: Path, monkeypatch: Any) -> None:
+    spatialdata = pytest.importorskip("spatialdata")
+    adata, _ = make_prediction(tmp_path)
+    path = tmp_path / "out" / "p.zarr"
+    write.write_prediction(adata, path)
+    before = {p: sha256(p) for p in path.rglob("*") if p.is_file()}
+
+    def half(self: Any, target: Path, **options: Any) -> None:
+        Path(target).mkdir()
+        (Path(target) / "zarr.json").write_text("half of it")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(spatialdata.SpatialData, "write", half)
+    with pytest.raises(OSError, match="disk full"):
+        write.write_prediction(adata, path, overwrite=True)
+    assert {p: sha256(p) for p in path.rglob("*") if p.is_file()} == before
+    assert [p.name for p in path.parent.iterdir()] == ["p.zarr"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [".hidden", "__x"])
+def test_store_of_a_section_with_an_awkward_name_is_not_empty(tmp_path: Path, name: str) -> None:
+    spatialdata = pytest.importorskip("spatialdata")
+    adata, _ = make_prediction(tmp_path)
+    adata.uns["spatial"] = {name: adata.uns["spatial"]["S1"]}
+    write.write_prediction(adata, tmp_path / "p.zarr")
+    store = spatialdata.read_zarr(tmp_path / "p.zarr")
+    assert len(store.images) == len(store.shapes) == len(store.tables) == 1
+    assert set(store.coordinate_systems) == {name, "global"}
 
 
 @pytest.mark.parametrize("name", ["p.csv", "p", "p.h5"])

@@ -19,6 +19,14 @@ log = logging.getLogger("deepspace")
 log.addHandler(logging.NullHandler())
 
 _state = {"shown": False}
+_said: set[str] = set()
+
+
+def log_once(text: str) -> None:
+    """Log a line that many steps would repeat."""
+    if text not in _said:
+        _said.add(text)
+        log.info(text)
 
 
 class _Handler(logging.Handler):
@@ -40,6 +48,7 @@ def show(*, quiet: bool = False) -> Iterator[None]:
     log.addHandler(handler)
     before, level = _state["shown"], log.level
     _state["shown"] = True
+    _said.clear()
     log.setLevel(logging.INFO)
     try:
         yield

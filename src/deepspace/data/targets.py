@@ -88,6 +88,12 @@ class ExpressionTarget:
         chosen = X[:, columns].toarray().astype(np.float64)
         return TRANSFORMS[self.transform].encode(chosen, depth, self.fractions)
 
+    def subset(self, names: Sequence[str]) -> ExpressionTarget:
+        """The same target for some of its genes."""
+        column = {name: j for j, name in enumerate(self.names)}
+        fractions = self.fractions[[column[name] for name in names]]
+        return ExpressionTarget(tuple(names), self.transform, fractions)
+
     def decode(self, values: FloatArray) -> FloatArray:
         """Target values to log1p of counts per 10,000."""
         return TRANSFORMS[self.transform].decode(values, self.fractions)

@@ -165,6 +165,9 @@ def _row(path: Path, cells: dict[str, str], problems: Problems) -> Row:
     for name in REQUIRED:
         if not cells[name]:
             problems.add(f"{where}: {name} is empty; give one")
+    if "/" in cells["section"] or cells["section"].startswith("."):
+        # the id names files, and groups inside them
+        problems.add(f"{where}: a section id holds no / and does not start with a dot; rename it")
     paths = {name: path.parent / Path(value).expanduser() for name, value in found.items()}
     for name, file in paths.items():
         if not file.exists():

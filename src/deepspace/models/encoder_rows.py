@@ -126,8 +126,9 @@ def _rename_densenet(state: State) -> dict[str, Tensor]:
 _VIT_HEAD = r"(head|fc_norm)\.|embeddings\.mask_token"
 _GIANT = ViTConfig(40, 1536, 24, 14, 16, 4096, gated=True)
 
-# Default layers and fields of view of stain, vgg16 and dinov2-s were chosen by leaving one section
-# out on four sections of one breast tumour; the others follow the same pattern untested.
+# Default layers and fields of view of colour, stain, vgg16 and dinov2-s were chosen by leaving one
+# section out on four sections of one breast tumour; the other ImageNet networks follow them
+# untested, and the pathology models keep the resolution and the embedding they were published with.
 ENCODERS: dict[str, StatisticsRow | NetworkRow] = {
     "colour": StatisticsRow(
         stain_features.mean_colour, ("red", "green", "blue"), 1, fov_um=(220,), size_px=64
@@ -136,7 +137,7 @@ ENCODERS: dict[str, StatisticsRow | NetworkRow] = {
         stain_features.stain_features,
         stain_features.FEATURE_NAMES,
         stain_features.VERSION,
-        fov_um=(110, 400),
+        fov_um=(150, 400),
     ),
     "vgg16": NetworkRow(
         lambda state: VGG16(),
@@ -156,7 +157,7 @@ ENCODERS: dict[str, StatisticsRow | NetworkRow] = {
     "densenet121": NetworkRow(
         lambda state: DenseNet121(),
         layers=(2,),
-        fov_um=(110, 300),
+        fov_um=(150, 400),
         source=WeightSource(
             ("densenet121-a639ec97.pth", "densenet121.safetensors"), "timm/densenet121.tv_in1k"
         ),
@@ -167,7 +168,7 @@ ENCODERS: dict[str, StatisticsRow | NetworkRow] = {
     "resnet50": NetworkRow(
         lambda state: ResNet50(),
         layers=(2,),
-        fov_um=(110, 300),
+        fov_um=(150, 400),
         source=WeightSource(
             ("resnet50-0676ba61.pth", "resnet50.safetensors"), "timm/resnet50.tv_in1k"
         ),
@@ -177,7 +178,7 @@ ENCODERS: dict[str, StatisticsRow | NetworkRow] = {
     "efficientnet-lite0": NetworkRow(
         lambda state: EfficientNetLite0(),
         layers=(4, 7, 10),
-        fov_um=(110, 300),
+        fov_um=(150, 400),
         source=WeightSource(
             ("efficientnet-lite0-57934424.pth", "efficientnet_lite0.safetensors"),
             "timm/tf_efficientnet_lite0.in1k",
@@ -191,8 +192,8 @@ ENCODERS: dict[str, StatisticsRow | NetworkRow] = {
     ),
     "dinov2-s": NetworkRow(
         partial(_build_vit, ViTConfig(12, 384, 6, 14, 37, 1536)),
-        layers=(7,),
-        fov_um=(110, 300),
+        layers=(7, 8),
+        fov_um=(150, 400),
         source=WeightSource(
             ("dinov2_vits14.safetensors", "dinov2_vits14_pretrain.pth", "dinov2-small.safetensors"),
             "facebook/dinov2-small",

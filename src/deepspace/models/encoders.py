@@ -289,7 +289,7 @@ def _load_timm(name: str, request: _Request) -> Encoder:
     transform = InputTransform.unit(backbone.mean, backbone.sd)
     reading = Reading(layers, MEAN_SD, transform)
     return _network_encoder(
-        name, backbone, reading, used, request, ((110.0, 300.0), backbone.size_px)
+        name, backbone, reading, used, request, ((150.0, 400.0), backbone.size_px)
     )
 
 

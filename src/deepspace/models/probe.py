@@ -8,7 +8,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 
 from deepspace.core.config import ProbeConfig
-from deepspace.core.progress import log
+from deepspace.core.progress import log_once
 from deepspace.data.ceiling import reliability
 from deepspace.data.splits import Fold, SplitOptions, make_folds
 from deepspace.data.targets import ExpressionTarget
@@ -206,7 +206,7 @@ def bridge_for(sections: Sequence[Section], wish: str) -> str:
     wished = steps[0] if wish == "auto" else wish
     found = next(step for step in steps[steps.index(wished) :] if step in possible)
     if wish not in ("auto", found):
-        log.info("penalties: no second %s to leave out, chosen by %s instead", wish, found)
+        log_once(f"penalties: no second {wish} in the training data, so chosen by {found}")
     return found
 
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from deepspace.core.config import Config, EncoderConfig
+from deepspace.core.errors import InputError
 from deepspace.data.cache import ArrayCache
 from deepspace.models.base import Predictor, SavablePredictor
 from deepspace.models.baselines import GeneMean, NearestSpot, ShuffledProbe
 from deepspace.models.encoders import load_encoder
 from deepspace.models.features import FeatureExtractor
 from deepspace.models.probe import Probe
+
+# field of view at which mean colour alone predicts best (docs/decisions/006-fields-of-view.md)
+COLOUR_UM = 220.0
 
 
 @dataclass(frozen=True)
@@ -46,11 +50,18 @@ class Workbench:
             )
         return self.extractors[encoder]
 
+    def check(self, models: Sequence[str]) -> None:
+        """Refuse unknown models and missing weights before any data are read."""
+        unknown = [model for model in models if model not in MODELS]
+        if unknown:
+            raise InputError(f"--model {', '.join(unknown)}: not one of {', '.join(MODELS)}")
+        self.extractor(self.config.encoder)
+
     @property
     def colour(self) -> FeatureExtractor:
-        """Mean colour over the same fields of view as the configured encoder."""
-        fov_um = (self.extractor(self.config.encoder).fov_um,)
-        return self.extractor(EncoderConfig(name="colour", fov_um=fov_um))
+        """Mean colour over its best field of view, no wider than the configured encoder's."""
+        widest = self.extractor(self.config.encoder).fov_um
+        return self.extractor(EncoderConfig(name="colour", fov_um=(min(COLOUR_UM, widest),)))
 
 
 def _probe(bench: Workbench) -> Probe:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy.spatial import KDTree
 
 from deepspace.output.canvas import (
+    DPI,
     Backdrop,
     Box,
     FloatArray,
@@ -61,7 +62,8 @@ class GeneMap:
         """Colour limits that measured and predicted share.
 
         5 % to 95 % of what was measured, so that they do not depend on how many points were
-        predicted; of the predictions where nothing was measured.
+        predicted; of the predictions where nothing was measured. All of the range for a gene
+        that nearly every spot lacks.
         """
         return _robust_limits(self.predicted if self.measured is None else self.measured)
 
@@ -71,6 +73,8 @@ def _robust_limits(values: FloatArray) -> tuple[float, float]:
     if not finite.size:
         return 0.0, 1.0
     low, high = np.percentile(finite, [5, 95])
+    if high <= low:
+        low, high = finite.min(), finite.max()
     # a constant gene still needs a scale
     return float(low), float(max(high, low + 0.05))
 
@@ -85,13 +89,23 @@ class Grid:
 
 
 PANEL_IN = 2.5
+LARGEST_IN = 4.0
+# smaller spots blend with the tissue behind them
+CLEAR_SPOT_PX = 5
+OUTLINE_PT = 0.4
 LABEL_IN = 1.15
 BAR_IN = 0.8
 GAP_IN = 0.08
 HEAD_IN = 0.65
 
 
-def _grid(rows: int, bars_after: Sequence[bool], aspect: float) -> Grid:
+def _panel_inches(box: Box, smallest_px: float) -> float:
+    """Width of a panel in which points of `smallest_px` slide pixels can be told apart."""
+    wanted = CLEAR_SPOT_PX * (box[2] - box[0]) / smallest_px / DPI
+    return float(np.clip(wanted, PANEL_IN, LARGEST_IN))
+
+
+def _grid(rows: int, bars_after: Sequence[bool], aspect: float, panel_w: float) -> Grid:
     """Lay out panels by hand: their shape is known, so nothing has to be guessed.
 
     Parameters
@@ -102,10 +116,11 @@ def _grid(rows: int, bars_after: Sequence[bool], aspect: float) -> Grid:
         One entry a column: whether a colour bar follows it.
     aspect : float
         Height of a panel over its width.
+    panel_w : float
+        Width of a panel in inches; less where it would be higher than `LARGEST_IN`.
     """
-    panel_w, panel_h = PANEL_IN, PANEL_IN * aspect
-    if panel_h > 4:
-        panel_w, panel_h = 4 / aspect, 4.0
+    panel_w = min(panel_w, LARGEST_IN / aspect)
+    panel_h = panel_w * aspect
     columns = len(bars_after)
     width = LABEL_IN + columns * (panel_w + GAP_IN) + sum(bars_after) * BAR_IN
     height = HEAD_IN + rows * (panel_h + GAP_IN) + GAP_IN
@@ -169,7 +184,9 @@ def expression_maps(
     margin = max(1.5 * points.size_um for points in every)
     box = backdrop.crop(np.concatenate([points.coords for points in every]), margin)
     bars_after = [False] * len(columns) + [True] + [True] * with_sd
-    grid = _grid(len(genes), bars_after, (box[3] - box[1]) / (box[2] - box[0]))
+    smallest = min((p.size_um for p in every if not p.square), default=np.inf)
+    panel_w = _panel_inches(box, smallest / backdrop.mpp)
+    grid = _grid(len(genes), bars_after, (box[3] - box[1]) / (box[2] - box[0]), panel_w)
     names = ["H&E", *columns] + ["uncertainty (sd)"] * with_sd
     for axes, name in zip(grid.panels[0], names, strict=True):
         axes.set_title(name, fontsize=10, pad=5)
@@ -183,7 +200,8 @@ def expression_maps(
         _label_row(panels[0], gene)
         add_colour_bar(bars[0], norm, mpl.colormaps[EXPRESSION_MAP], unit, extend="both")
         if with_sd and gene.sd is not None:
-            _paint_sd(panels[-1], bars[1], backdrop, box, predicted_at, gene.sd)
+            backdrop.draw(panels[-1], box, strength=PALE)
+            _paint_sd(panels[-1], bars[1], predicted_at, gene.sd, backdrop.mpp, unit)
     add_scale_bar(grid.panels[0][0], box, backdrop.mpp)
     grid.figure.text(0.012, 1 - 0.2 / grid.figure.get_figheight(), title, fontsize=12, va="center")
     return grid.figure
@@ -209,7 +227,8 @@ def _columns(mpp: float, predicted_at: Points, measured_at: Points | None) -> di
     def filled(axes: Axes, gene: GeneMap, norm: Normalize) -> None:
         paint(axes, predicted_at[elsewhere], gene.predicted[elsewhere], norm)
         paint(axes, spots, _values(gene), norm)
-        add_points(axes, spots, mpp, facecolors="none", edgecolors="black", linewidths=0.4)
+        width = _outline_pt(axes, spots.size_um / mpp)
+        add_points(axes, spots, mpp, facecolors="none", edgecolors="black", linewidths=width)
 
     def halves(axes: Axes, gene: GeneMap, norm: Normalize) -> None:
         _add_half_discs(axes, spots, mpp, _values(gene), norm, left=True)
@@ -251,13 +270,17 @@ def _add_half_discs(
     axes.add_collection(shapes, autolim=False)
 
 
-def _paint_sd(
-    axes: Axes, bar: Axes, backdrop: Backdrop, box: Box, points: Points, sd: FloatArray
-) -> None:
+def _outline_pt(axes: Axes, diameter_px: float) -> float:
+    """Width of an outline that leaves the colour of a small spot to be seen, in points."""
+    left, right = axes.get_xlim()
+    diameter_pt = 72 / DPI * axes.bbox.width * diameter_px / (right - left)
+    return float(min(OUTLINE_PT, 0.1 * diameter_pt))
+
+
+def _paint_sd(axes: Axes, bar: Axes, points: Points, sd: FloatArray, mpp: float, unit: str) -> None:
     norm = Normalize(*_robust_limits(sd), clip=True)
-    backdrop.draw(axes, box, strength=PALE)
-    add_points(axes, points, backdrop.mpp, array=sd, norm=norm, cmap=SD_MAP)
-    add_colour_bar(bar, norm, mpl.colormaps[SD_MAP], f"sd of {UNIT}", extend="both")
+    add_points(axes, points, mpp, array=sd, norm=norm, cmap=SD_MAP)
+    add_colour_bar(bar, norm, mpl.colormaps[SD_MAP], f"sd of {unit}", extend="both")
 
 
 def _label_row(axes: Axes, gene: GeneMap) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
+
+import pandas as pd
 
 
 def format_summary(summary: Mapping[str, Any]) -> str:
     """Scores of an evaluation as a table: models, then baselines, then the noise ceiling."""
     models: Mapping[str, Mapping[str, Any]] = summary["models"]
-    width = max(len(name) for name in [*models, "noise ceiling"])
+    width = max(len(name) for name in [*models, *summary["not_applicable"], "noise ceiling"])
     sections = list(next(iter(models.values()))["sections"])
     shown = sections if len(sections) <= 8 else []
     head = f"{'':{width}}  {'mean r':>7}  {'best 50':>7}  {'R2':>7}"
@@ -27,6 +30,8 @@ def format_summary(summary: Mapping[str, Any]) -> str:
         f"{'noise ceiling':{width}}  {_cell(ceiling['mean_pearson']):>7}"
         f"  {_cell(ceiling['best50_pearson']):>7}"
     )
+    for name in summary["not_applicable"]:
+        lines.append(f"{name:{width}}  does not apply: it needs measured spots beside the held-out")
     if "warning" in summary:
         lines.insert(0, f"WARNING: {summary['warning']}")
     return "\n".join(lines)
@@ -76,3 +81,17 @@ def _section_block(facts: Mapping[str, Any]) -> str:
     rows += [("note", note) for note in facts["notes"]]
     head = f"section {facts['section']} (patient {facts['patient']})"
     return "\n".join([head, *(f"  {name:9} {value}" for name, value in rows)])
+
+
+def format_law(truth: pd.DataFrame, section: str) -> str:
+    """Predictions of a simulated section against the truth, one line per kind of gene."""
+    lines = [
+        f"Section {section} was never measured; its prediction against the simulated truth:",
+        f"{'genes that follow':20}  {'genes':>5}  {'median r':>8}  {'called predictable':>18}",
+    ]
+    for kind, genes in truth.groupby("kind", sort=True):
+        called = f"{int(genes['predictable'].sum())} of {len(genes)}"
+        middle = genes["truth"].median()
+        cell = "-" if math.isnan(middle) else f"{middle:.3f}"  # a constant truth has none
+        lines.append(f"{kind:20}  {len(genes):5d}  {cell:>8}  {called:>18}")
+    return "\n".join(lines)

@@ -85,7 +85,10 @@ def prediction_anndata(
     ------
     ValueError
         If a column or a value is missing or of the wrong shape.
+    InputError
+        If the section's name cannot be a key in a file.
     """
+    _check_name(section.section)
     _check_columns(obs, (keys.MEASURED, keys.IN_TISSUE, keys.OOD), "obs")
     _check_columns(var, (keys.PREDICTABLE, keys.SCORE), "var")
     table = obs.copy()
@@ -107,6 +110,15 @@ def prediction_anndata(
             keys.SPATIAL: {section.section: _library(section, spot_diameter_px)},
         },
     )
+
+
+def _check_name(section: str) -> None:
+    # HDF5 and zarr take these for folders: scanpy would not find the slide again
+    if "/" in section or section in (".", ".."):
+        raise InputError(
+            f"section {section!r}: a prediction cannot be stored under this name; rename the "
+            "section in the sheet, without '/'"
+        )
 
 
 def _check_columns(table: pd.DataFrame, names: tuple[str, ...], where: str) -> None:
@@ -162,10 +174,11 @@ def write_prediction(adata: AnnData, path: Path, *, overwrite: bool = False) -> 
     check_suffix(path)
     check_output(path, overwrite=overwrite)
     if path.suffix == ".h5ad":
-        _refuse_folder(path)
+        _check_kind(path, folder=False)
         with atomic_path(path) as temporary:
             adata.write_h5ad(temporary, compression="gzip")
     else:
+        _check_kind(path, folder=True)
         store = to_spatialdata(adata)
         with atomic_folder(path) as temporary:
             # SpatialData writes only where nothing is
@@ -173,9 +186,13 @@ def write_prediction(adata: AnnData, path: Path, *, overwrite: bool = False) -> 
             store.write(temporary)
 
 
-def _refuse_folder(path: Path) -> None:
-    if path.is_dir():
-        raise InputError(f"{path}: is a folder, not an .h5ad file; choose another --out")
+def _check_kind(path: Path, *, folder: bool) -> None:
+    """Refuse to replace a file by a folder or a folder by a file."""
+    if path.exists() and path.is_dir() != folder:
+        found, wanted = ("file", "folder") if folder else ("folder", "file")
+        raise InputError(
+            f"{path}: is a {found}, not a {path.suffix} {wanted}; choose another --out"
+        )
 
 
 def to_spatialdata(adata: AnnData) -> Any:
@@ -203,7 +220,8 @@ def to_spatialdata(adata: AnnData) -> Any:
     from spatialdata.transformations import Identity, Scale  # noqa: PLC0415
 
     ((section, library),) = adata.uns[keys.SPATIAL].items()
-    element = re.sub(r"[^A-Za-z0-9_.-]", "_", section)
+    # a leading dot hides an element from readers, two underscores are reserved
+    element = re.sub(r"[^A-Za-z0-9_.-]", "_", section).lstrip("._") or "section"
     scales = library["scalefactors"]
     full = 1.0 / scales["tissue_hires_scalef"]
     image = Image2DModel.parse(

@@ -51,8 +51,11 @@ def evaluate(
     """
     sheet, out, config = Path(sheet), Path(out), config or Config()
     check_output(out, overwrite=overwrite)
+    benches = _benches(config, encoders)
+    for bench in benches:
+        bench.check(models)
     sections = measured_after_qc(read_cohort(sheet), config)
-    found = evaluate_sections(sections, _benches(config, encoders), models)
+    found = evaluate_sections(sections, benches, models)
     files = [path for s in sections for path in s.sources.values()]
     found.summary["provenance"] = provenance(
         "evaluate", config.model_dump(mode="json"), input_hashes(files), config.seed

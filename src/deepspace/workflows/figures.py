@@ -54,7 +54,8 @@ def draw_held_out(slot: HeldOut, model: str, means: pd.DataFrame, path: Path, *,
     columns = [slot.genes.index(gene) for gene in genes]
     # a spot that no fold predicted completely has nothing to compare
     rows = np.flatnonzero(~np.isnan(values[:, columns]).any(axis=1))
-    spots = Points(section.coords[rows], spot_size_um(section))
+    square = section.platform == "visium_hd"
+    spots = Points(section.coords[rows], spot_size_um(section), square=square)
     maps = [
         GeneMap(
             gene,

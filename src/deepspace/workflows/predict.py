@@ -84,6 +84,11 @@ def grid_stride(at: str) -> float:
 
 def _lattice(section: Section, coords: FloatArray, kind: str) -> Points:
     names = [f"{section.section}_{kind}_{i}" for i in range(len(coords))]
+    if not len(coords):
+        raise InputError(
+            f"{section.slide.path}: no tissue found on the slide, so --at {kind} gives no points; "
+            "look at it with `deepspace inspect`"
+        )
     inside = tissue_mask(section.slide).contains(coords)
     return Points(coords, pd.DataFrame({keys.MEASURED: False, keys.IN_TISSUE: inside}, index=names))
 

@@ -84,6 +84,8 @@ def evaluate_sections(
     -----
     Genes are chosen, transforms fitted and penalties selected in each training fold alone.
     """
+    for bench in benches:
+        bench.check(models)
     config = benches[0].config
     builders = _builders(benches, models)
     options = SplitOptions(config.split.folds, _gap_um(benches), config.seed)
@@ -106,9 +108,6 @@ def evaluate_sections(
 
 def _builders(benches: Sequence[Workbench], models: Sequence[str]) -> dict[str, Builder]:
     """Models under names that tell encoders apart, then the baselines."""
-    unknown = [m for m in models if m not in MODELS]
-    if unknown:
-        raise InputError(f"--model {', '.join(unknown)}: not one of {', '.join(MODELS)}")
     inner = _inner_benches(benches)
     builders: dict[str, Builder] = {
         model_label(model, bench.config): partial(MODELS[model], bench)
@@ -153,12 +152,17 @@ def _gap_um(benches: Sequence[Workbench]) -> float:
 
 
 def _empty(section: Section, target: ExpressionTarget, config: Config) -> HeldOut:
-    shape = (len(section.coords), len(target.names))
+    """Slot for a section's held-out values, with the genes that are measured there."""
+    counts = section.require_counts()
+    here = target.subset([gene for gene in target.names if gene in counts.var_names])
+    absent = len(target.names) - len(here.names)
+    if absent:
+        log.info("section %s: %d chosen genes are not in its counts", section.section, absent)
     return HeldOut(
         section=section,
-        genes=list(target.names),
-        measured=np.full(shape, np.nan),
-        ceiling=reliability(section.require_counts(), target, seed=config.seed).ceiling,
+        genes=list(here.names),
+        measured=np.full((len(section.coords), len(here.names)), np.nan),
+        ceiling=reliability(counts, here, seed=config.seed).ceiling,
     )
 
 
@@ -170,11 +174,12 @@ def _fill(
     rows = fold.test[section.section]
     column = {gene: j for j, gene in enumerate(target.names)}
     here = np.array([k for k, gene in enumerate(slot.genes) if gene in column], dtype=np.int64)
-    there = [column[slot.genes[k]] for k in here]
+    names = [slot.genes[k] for k in here]
     predicted = predictor.predict(section.slide, section.coords[rows]).mean
     table = slot.predicted.setdefault(name, np.full(slot.measured.shape, np.nan))
-    table[np.ix_(rows, here)] = predicted[:, there]
-    slot.measured[np.ix_(rows, here)] = target.encode(section.require_counts())[rows][:, there]
+    table[np.ix_(rows, here)] = predicted[:, [column[gene] for gene in names]]
+    measured = target.subset(names).encode(section.require_counts())
+    slot.measured[np.ix_(rows, here)] = measured[rows]
 
 
 def score_table(held_out: dict[str, HeldOut]) -> pd.DataFrame:
@@ -226,6 +231,7 @@ def summarise(scores: pd.DataFrame, config: Config, folds: int) -> dict[str, Any
         }
     ceiling = gene_means(scores, scores["model"].iloc[0])[CEILING]
     summary: dict[str, Any] = {
+        "not_applicable": [name for name in BASELINES if name not in models],
         "split": config.split.how,
         "folds": folds,
         "genes": config.target.genes,

@@ -11,11 +11,9 @@ import pandas as pd
 from scipy.stats import false_discovery_control, norm
 
 from deepspace.core.config import Config
-from deepspace.core.errors import InputError
 from deepspace.core.files import check_output
 from deepspace.core.progress import log
 from deepspace.core.provenance import input_hashes, provenance
-from deepspace.data.cache import ArrayCache
 from deepspace.data.targets import fit_target
 from deepspace.io.section import Section
 from deepspace.models.base import SavablePredictor
@@ -74,27 +72,22 @@ def train(
     """
     sheet, out, config = Path(sheet), Path(out), config or Config()
     check_output(out, overwrite=overwrite)
-    cohort = read_cohort(sheet)
-    sections = measured_after_qc(cohort, config)
-    trained = train_sections(sections, config, model, cache=default_cache())
+    bench = Workbench.of(config, default_cache())
+    bench.check([model])
+    sections = measured_after_qc(read_cohort(sheet), config)
+    trained = train_sections(sections, bench, model)
     save_model(out, trained.predictor, trained.card)
     return trained
 
 
-def train_sections(
-    sections: Sequence[Section],
-    config: Config,
-    model: str = "probe",
-    *,
-    cache: ArrayCache | None = None,
-) -> Trained:
+def train_sections(sections: Sequence[Section], bench: Workbench, model: str = "probe") -> Trained:
     """Train on measured sections that passed quality control; nothing is written."""
-    if model not in MODELS:
-        raise InputError(f"--model {model}: not one of {', '.join(MODELS)}")
+    bench.check([model])
+    config = bench.config
     if len(sections) == 1 and config.split.how == "section":
         log.info("one measured section: scores come from held-out blocks of it")
         config = config.with_values(split={"how": "block"})
-    bench = Workbench.of(config, cache)
+        bench = Workbench(config, bench.cache, bench.extractors)
     evaluation = evaluate_sections(sections, [bench], [model])
     log.info("fitting %s on %d sections", model, len(sections))
     predictor = MODELS[model](bench)

@@ -1,0 +1,113 @@
+"""`demo`: the main job from end to end on a simulated block, whose truth is known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+from anndata import AnnData
+
+from deepspace.core import keys
+from deepspace.core.config import Config
+from deepspace.core.files import atomic_folder, check_output
+from deepspace.core.metrics import pearson
+from deepspace.core.progress import log
+from deepspace.output.plot import law_scores, save
+from deepspace.output.text import format_law, format_summary
+from deepspace.output.write import write_table
+from deepspace.simulate import Block, BlockConfig, simulate_block
+from deepspace.workflows.figures import write_evaluation
+from deepspace.workflows.inspect import inspect
+from deepspace.workflows.predict import predict
+from deepspace.workflows.train import train
+
+GENES = "expressed:300"
+
+
+def demo(out: Path | str, *, seed: int = 0, overwrite: bool = False) -> str:
+    """Simulate a block of serial sections, train, evaluate, predict, draw.
+
+    Parameters
+    ----------
+    out : Path or str
+        Folder to write; it appears when everything is done.
+    seed : int
+        Seed of the block and of the training.
+    overwrite : bool
+        Replace `out` if it exists.
+
+    Returns
+    -------
+    str
+        What was done and found, for a terminal.
+    """
+    out = Path(out)
+    check_output(out, overwrite=overwrite)
+    with atomic_folder(out) as folder:
+        report = _run(folder, seed)
+    return f"{report}\n\nPictures and files: {out}\n{_contents()}"
+
+
+def _run(folder: Path, seed: int) -> str:
+    log.info("1/4 simulating a block of serial sections")
+    block = simulate_block(BlockConfig.preset("demo", seed=seed))
+    sheet = block.write(folder / "block", progress=True)
+    inspect(sheet, folder / "inspect")
+    log.info("2/4 training and evaluating on the measured sections")
+    config = Config(seed=seed).with_values(target={"genes": GENES})
+    trained = train(sheet, folder / "model", config=config)
+    with atomic_folder(folder / "evaluation") as scores:
+        write_evaluation(trained.evaluation, scores)
+    unmeasured = block.config.unmeasured[0]
+    log.info("3/4 predicting section %s, which was never measured", unmeasured)
+    at_spots = predict(
+        folder / "model", sheet, section=unmeasured, out=folder / f"{unmeasured}-spots.h5ad"
+    )
+    predict(
+        folder / "model",
+        sheet,
+        section=unmeasured,
+        at="between",
+        out=folder / f"{unmeasured}-between.h5ad",
+    )
+    log.info("4/4 comparing with the truth")
+    truth = score_against_truth(at_spots, block, unmeasured)
+    write_table(truth, folder / "truth")
+    save(law_scores(truth), folder / "truth.png")
+    return f"{format_summary(trained.evaluation.summary)}\n\n{format_law(truth, unmeasured)}"
+
+
+def score_against_truth(prediction: AnnData, block: Block, section: str) -> pd.DataFrame:
+    """Correlation of each predicted gene with the true expression, beside its kind of law.
+
+    Returns
+    -------
+    DataFrame
+        Columns `gene`, `kind`, `truth` (Pearson with the noiseless truth), `score` (the
+        model's own held-out score) and `predictable` (its verdict).
+    """
+    genes = list(prediction.var_names)
+    expected = block.truth(section, prediction.obsm[keys.SPATIAL])
+    expected = expected[:, [block.genes.index(gene) for gene in genes]]
+    return pd.DataFrame(
+        {
+            "gene": genes,
+            "kind": block.law.loc[genes, "kind"].to_numpy(),
+            "truth": pearson(expected, prediction.X),
+            "score": prediction.var[keys.SCORE].to_numpy(),
+            "predictable": prediction.var[keys.PREDICTABLE].to_numpy(),
+        }
+    )
+
+
+def _contents() -> str:
+    return "\n".join(
+        [
+            "  inspect/            what was simulated: H&E, spots, counts",
+            "  evaluation/         scores.png, genes.png, maps of held-out sections, tables",
+            "  *-spots.png         the unmeasured section, predicted at its spots",
+            "  *-between.png       the same between the spots: three times the density",
+            "  truth.png           predictions against the simulated truth",
+            "  block/, model/      Space Ranger folders with a cohort sheet; the saved model",
+        ]
+    )
