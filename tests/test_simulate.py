@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.spatial import cKDTree
 from sklearn.linear_model import Ridge
+from sklearn.model_selection import cross_val_predict
 
 from deepspace.core.errors import InputError
 from deepspace.simulate import Artefacts, Block, BlockConfig, Transform, simulate_block
@@ -223,17 +224,19 @@ def test_none_genes_are_constant_everywhere(block: Block) -> None:
 
 
 def test_image_shows_what_image_genes_follow(block: Block) -> None:
-    """Mean colour around spots, and white in it, tell nuclei and fat or lumen."""
+    """Colour and its spread around spots tell how many nuclei there are, and of what."""
     image = block.image("S1").astype(float)
     assert image.shape == (1020, 1020, 3)
     spots = block.counts("S1").obsm["spatial"].astype(int)
     patches = np.stack([image[y - 27 : y + 28, x - 27 : x + 28] for x, y in spots])
-    density = -np.log(np.clip(patches, 1, 250) / 250).mean(axis=(1, 2))
+    dyed = -np.log(np.clip(patches, 1, 250) / 250)
+    features = np.hstack([dyed.mean(axis=(1, 2)), dyed.std(axis=(1, 2))])
     seen = block.morphology("S1", spots.astype(float))
     # red light is what haematoxylin takes and eosin does not
-    assert np.corrcoef(density[:, 0], seen["nuclei"])[0, 1] > 0.75
-    model = Ridge(1e-3).fit(density, seen["tumour"])
-    assert model.score(density, seen["tumour"]) > 0.5
+    assert np.corrcoef(features[:, 0], seen["nuclei"])[0, 1] > 0.75
+    for programme in ("tumour", "stroma", "fat"):
+        guess = cross_val_predict(Ridge(1e-3), features, seen[programme], cv=5)
+        assert np.corrcoef(guess, seen[programme])[0, 1] > 0.5
 
 
 def test_image_is_tissue_on_white_glass(block: Block) -> None:

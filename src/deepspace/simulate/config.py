@@ -115,7 +115,7 @@ class BlockConfig(_Strict):
         name
             ``"demo"`` (5 sections of 2 mm, about 350 spots each), ``"tiny"`` (3 sections of
             0.9 mm for tests) or ``"visium"`` (4 sections of the real 6.5 mm capture area;
-            takes about 4 GB of memory and minutes).
+            takes about 5 GB of memory and some minutes).
         **changes
             Fields of `BlockConfig` that differ from the preset.
 

@@ -69,7 +69,7 @@ class Tissue:
         # coarse structures shrink with small blocks, so that every class occurs in them
         coarse = min(1.0, side_um / 1600.0)
         lengths = {
-            "outline": (110.0 * coarse, 160.0),
+            "outline": (0.06 * side_um, 160.0),
             "ragged": (11.0, 30.0),
             "nest": (27.0, 36.0),
             "tumour": (190.0 * coarse, 160.0),
@@ -119,7 +119,7 @@ class Tissue:
         fat = 55.0 * (values["fat"] + 3.4 * toward / self.side_um - 1.4)
         # nests keep off the ducts: a cuff of stroma
         crowd = 26.0 * np.exp(-np.square(np.minimum(duct, 0.0) / 22.0))
-        nest = 20.0 * (values["nest"] + 0.75 * values["tumour"] - 0.1) - crowd
+        nest = 20.0 * (values["nest"] + 0.75 * values["tumour"] - 0.25) - crowd
         parts = (outline, nest, self._lymph(xyz, values["lobed"]), fat, duct, lumen)
         smooth = (values["cellularity"], values["grade"], values["collagen"])
         angle = 1.3 * values["angle"]
