@@ -7,6 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# the same examples in every run: a failure here can be repeated there
+settings.register_profile("fixed", derandomize=True, deadline=None)
+settings.load_profile("fixed")
 
 SHARED = Path(os.environ.get("DEEPSPACE_SHARED", Path(__file__).parents[2] / "shared"))
 

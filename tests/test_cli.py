@@ -112,7 +112,7 @@ def test_predictions_keep_the_contract(model: Path, sheet: Path, tmp_path: Path)
         assert record["at"] == at
         assert record["inputs"]
         assert record["seed"] == 0
-        assert path.with_suffix(".png").exists()
+        assert path.with_name(f"{path.stem}-maps.png").exists()
 
 
 def test_spots_keep_their_barcodes(model: Path, sheet: Path, tmp_path: Path) -> None:
@@ -197,7 +197,6 @@ def test_existing_output_is_never_overwritten(
     for args in (
         ["train", sheet, "--out", model],
         ["evaluate", sheet, "--out", model],
-        ["inspect", sheet, "--out", model],
         ["demo", "--out", model],
     ):
         code, _, err = call(*args, "--quiet", capsys=capsys)
@@ -353,3 +352,62 @@ def test_damaged_models_are_refused(
     card = json.loads((copy / "model.json").read_text())
     (copy / "model.json").write_text(json.dumps(card | {"schema_version": 99}))
     assert "schema version 99" in refused(capsys, "predict", copy, sheet, *args)
+
+
+def test_overwrite_replaces_only_what_deepspace_wrote(
+    sheet: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = tmp_path / "mine.zarr"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("mine")
+    for command in ("train", "evaluate"):
+        assert "holds no" in refused(capsys, command, sheet, "--out", mine, "--overwrite")
+    args = ["--section", unmeasured(sheet), "--overwrite", "--out"]
+    assert "holds no" in refused(capsys, "predict", model, sheet, *args, mine)
+    assert (mine / "thesis.txt").read_text() == "mine"
+
+
+def test_pictures_are_not_overwritten_either(
+    sheet: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "p-maps.png").write_text("mine")
+    args = ["--section", unmeasured(sheet), "--out", tmp_path / "p.h5ad"]
+    assert "p-maps.png" in refused(capsys, "predict", model, sheet, *args)
+    assert [path.name for path in tmp_path.iterdir()] == ["p-maps.png"]
+
+
+def test_one_section_under_two_ids(
+    sheet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spoilt, section = copied(sheet, tmp_path)
+    table = pd.read_csv(spoilt, dtype=str)
+    again = table[table["section"] == section].assign(section="TWICE")
+    pd.concat([table, again]).to_csv(spoilt, index=False)
+    err = refused(capsys, "train", spoilt, "--out", tmp_path / "m")
+    assert "TWICE" in err
+    assert "same image" in err
+
+
+def test_mixed_up_model_files(
+    sheet: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "m"
+    shutil.copytree(model, copy)
+    weights = bytearray((copy / "weights.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (copy / "weights.safetensors").write_bytes(weights)
+    args = ["--section", unmeasured(sheet), "--out", tmp_path / "p.h5ad"]
+    assert "not of this model.json" in refused(capsys, "predict", copy, sheet, *args)
+
+
+def test_predict_checks_its_section(
+    model: Path, sheet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A small copy of the image instead of the full resolution gives no predictions."""
+    spoilt, section = copied(sheet, tmp_path)
+    (low,) = (spoilt.parent / section).rglob("tissue_lowres_image.png")
+    table = pd.read_csv(spoilt, dtype=str).set_index("section")
+    table.loc[section, "image"] = str(low)
+    table.to_csv(spoilt)
+    args = ["--section", section, "--out", tmp_path / "p.h5ad"]
+    assert "full-resolution" in refused(capsys, "predict", model, spoilt, *args)

@@ -60,3 +60,17 @@ def test_problems_come_together() -> None:
     problems.add("second")
     with pytest.raises(InputError, match=r"f.csv: 2 problems\n  - first\n  - second"):
         problems.raise_if_any()
+
+
+def test_only_own_folders_are_replaced(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "slide.tif").write_text("mine")
+    with pytest.raises(InputError, match=r"holds no model\.json"):
+        check_output(folder, overwrite=True, marker="model.json")
+    with pytest.raises(InputError, match="is a folder"):
+        check_output(folder, overwrite=True)
+    (folder / "model.json").write_text("{}")
+    check_output(folder, overwrite=True, marker="model.json")
+    with pytest.raises(InputError, match="is a file"):
+        check_output(folder / "slide.tif", overwrite=True, marker="model.json")

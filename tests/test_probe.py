@@ -10,11 +10,12 @@ from sklearn.linear_model import Ridge
 
 from deepspace.core.config import ProbeConfig, TargetConfig
 from deepspace.core.metrics import pearson
+from deepspace.data.splits import widest_step
 from deepspace.data.targets import fit_target
 from deepspace.io.section import Section
 from deepspace.io.slide import Slide
 from deepspace.models.baselines import GeneMean, NearestSpot, ShuffledProbe
-from deepspace.models.probe import Probe, bridge_for
+from deepspace.models.probe import Probe
 from deepspace.models.ridge import (
     Gram,
     InnerFold,
@@ -174,8 +175,9 @@ def test_state_round_trip(sections: list[Section]) -> None:
 
 
 def test_one_section_is_bridged_by_blocks(sections: list[Section]) -> None:
-    assert bridge_for(sections, "auto") == "section"
-    assert bridge_for(sections[:1], "auto") == "block"
+    assert widest_step(sections) == "section"
+    assert widest_step(sections, "patient") == "section"
+    assert widest_step(sections[:1]) == "block"
     target = fit_target(sections[:1], TARGET)
     probe = Probe(TableExtractor(), ProbeConfig()).fit(sections[:1], target)
     found = probe.predict(sections[1].slide, sections[1].coords).mean
@@ -193,3 +195,20 @@ def test_nearest_spot_and_mean(sections: list[Section]) -> None:
     assert np.isnan(nearest.predict(sections[2].slide, coords).mean).all()
     mean = GeneMean().fit(sections[:2], target).predict(slide, coords).mean
     assert (mean == mean[0]).all()
+
+
+def test_a_shift_between_sections_widens_the_sd(sections: list[Section]) -> None:
+    """A gene whose level differs between sections is uncertain on the next one."""
+    target = fit_target(sections, TARGET)
+    probe = Probe(TableExtractor(), ProbeConfig()).fit(sections, target)
+    slide, coords = sections[0].slide, sections[0].coords
+    before = probe.predict(slide, coords).sd
+    probe.between = probe.between + 1.0
+    after = probe.predict(slide, coords).sd
+    np.testing.assert_allclose(after**2, before**2 + 1.0)
+
+
+def test_one_penalty_is_a_path(sections: list[Section]) -> None:
+    target = fit_target(sections, TARGET)
+    probe = Probe(TableExtractor(), ProbeConfig(penalties=(1.0,))).fit(sections, target)
+    assert np.isfinite(probe.predict(sections[0].slide, sections[0].coords).sd).all()

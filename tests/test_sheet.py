@@ -32,7 +32,7 @@ def test_ids_are_text_and_paths_relative(
 
 @pytest.mark.parametrize("mark", [",", ";", "\t"])
 @pytest.mark.parametrize("bom", ["", "\ufeff"])
-@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 def test_what_spreadsheets_do(
     tmp_path: Path, row: dict[str, object], mark: str, bom: str, end: str
 ) -> None:

@@ -16,6 +16,7 @@ from deepspace.core.errors import InputError
 from deepspace.data.ceiling import reliability
 from deepspace.data.targets import (
     ExpressionTarget,
+    Null,
     apply_qc,
     fit_target,
     log1p_cp10k,
@@ -47,26 +48,23 @@ def test_log1p_by_hand() -> None:
 
 
 def test_pearson_residuals_by_hand() -> None:
-    x, depth, share = np.array([[5.0]] * 100), np.full(100, 100.0), np.array([0.02])
-    np.testing.assert_allclose(
-        pearson_residuals(x, depth, share)[0, 0], (5 - 2) / np.sqrt(2 + 4 / 100)
-    )
-    assert pearson_residuals(np.array([[500.0]]), np.array([500.0]), share) == 1.0  # clipped
+    null = Null(np.array([0.02]), depth=100.0, spots=16)
+    found = pearson_residuals(np.array([[5.0], [90.0]]), np.array([100.0, 100.0]), null)
+    np.testing.assert_allclose(found[:, 0], [(5 - 2) / np.sqrt(2 + 4 / 100), 4.0])  # one clipped
 
 
-@given(st.integers(0, 10_000))
-def test_residuals_decode_to_the_expression_they_came_from(seed: int) -> None:
+@given(st.integers(0, 10_000), st.floats(500, 50_000))
+def test_residuals_decode_to_the_expression_they_came_from(seed: int, depth: float) -> None:
+    """At the median training depth a residual says the same as the count."""
     rng = np.random.default_rng(seed)
-    share = rng.uniform(1e-4, 1e-2, 5)
-    target = ExpressionTarget(tuple("ABCDE"), "pearson_residuals", share)
-    counts = rng.poisson(1e4 * share, (200, 5)).astype(float)
-    # at a depth of exactly 10,000 a residual says the same as the count
-    filler = 1e4 - counts.sum(axis=1, keepdims=True)
-    adata = AnnData(sp.csr_matrix(np.hstack([counts, filler])))
+    null = Null(rng.uniform(1e-4, 1e-2, 5), depth=depth, spots=10**6)
+    target = ExpressionTarget(tuple("ABCDE"), "pearson_residuals", null)
+    counts = rng.poisson(depth * null.fractions, (50, 5)).astype(float)
+    adata = AnnData(sp.csr_matrix(np.hstack([counts, depth - counts.sum(axis=1, keepdims=True)])))
     adata.var_names = [*"ABCDE", "REST"]
-    encoded = target.encode(adata)
-    kept = np.abs(encoded) < np.sqrt(200) - 1e-9
-    np.testing.assert_allclose(target.decode(encoded)[kept], np.log1p(counts)[kept], atol=1e-6)
+    decoded = target.decode(target.encode(adata))
+    np.testing.assert_allclose(decoded, np.log1p(counts * 1e4 / depth), atol=1e-6)
+    assert (target.slope(np.full((1, 5), -1e3)) > 0).all()  # flat at zero counts is no certainty
 
 
 def test_qc_thresholds(sections: list[Section]) -> None:
@@ -119,7 +117,7 @@ def test_ceiling_is_what_the_truth_itself_scores() -> None:
     counts = rng.poisson(np.hstack([rate, rest]))
     adata = AnnData(sp.csr_matrix(counts.astype(float)))
     adata.var_names = [*"ABCD", "REST"]
-    target = ExpressionTarget(tuple("ABCD"), "log1p_cp10k", np.full(4, 1e-3))
+    target = ExpressionTarget(tuple("ABCD"), "log1p_cp10k", Null(np.full(4, 1e-3), 2000.0, n))
     found = reliability(adata, target)
     truth = log1p_cp10k(rate, rest[:, 0])
     reached = [np.corrcoef(truth[:, j], target.encode(adata)[:, j])[0, 1] for j in range(1, 4)]

@@ -41,10 +41,11 @@ _HOMES = {
     "predict": "deepspace.workflows.predict",
     "read_section": "deepspace.io.section",
     "read_sheet": "deepspace.io.sheet",
+    "read_provenance": "deepspace.output.write",
     "simulate_block": "deepspace.simulate",
     "train": "deepspace.workflows.train",
 }
-_MODULES = {"pl": "deepspace.output.plot"}
+_MODULES = {"pl": "deepspace.output.plot", "simulate": "deepspace.simulate"}
 
 __all__ = ["__version__", *sorted([*_HOMES, *_MODULES])]  # noqa: PLE0604 - all are strings
 

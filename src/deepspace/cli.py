@@ -19,6 +19,9 @@ from deepspace.core.progress import show
 if TYPE_CHECKING:
     from deepspace.core.config import Config
 
+# what typer exits with after Ctrl-C
+INTERRUPTED = 130
+
 app = typer.Typer(
     name="deepspace",
     help="Complete a spatial transcriptomics experiment from H&E images, and say what to trust.",
@@ -36,7 +39,7 @@ Genes = Annotated[
     typer.Option(help="expressed:N, variable:N, a file with one gene a line, or A,B,C."),
 ]
 Weights = Annotated[
-    Path | None, typer.Option(help="Encoder weights: a file, or a folder that holds them.")
+    str | None, typer.Option(help="Encoder weights: a file, or a folder that holds them.")
 ]
 ConfigFile = Annotated[str | None, typer.Option("--config", help="TOML file or preset name.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of everything random.")]
@@ -55,9 +58,10 @@ def main() -> NoReturn:
     except InputError as error:
         typer.echo(f"deepspace: {error}", err=True)
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        typer.echo("deepspace: interrupted; run the same command again to go on", err=True)
-        raise SystemExit(130) from None
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            typer.echo("deepspace: interrupted; run the same command again to go on", err=True)
+        raise
     raise SystemExit(0)
 
 
@@ -151,7 +155,8 @@ def evaluate(
     model: Annotated[list[str] | None, typer.Option(help="Repeat to compare models.")] = None,
     encoder: Annotated[list[str] | None, typer.Option(help="Repeat to compare encoders.")] = None,
     split: Annotated[
-        str | None, typer.Option(help="section, patient, block, or spot (which leaks).")
+        str | None,
+        typer.Option(help="section, patient, block, or spot (which leaks); auto: the widest."),
     ] = None,
     folds: Annotated[int | None, typer.Option(help="Folds of block and spot splits.")] = None,
     genes: Genes = None,
@@ -202,7 +207,13 @@ def predict(
     del image_only  # every model so far uses the image alone
     with show(quiet=quiet):
         found = run(
-            model, sheet, section=section, out=out, at=at, weights=weights, overwrite=overwrite
+            model,
+            sheet,
+            section=section,
+            out=out,
+            at=at,
+            weights=None if weights is None else Path(weights),
+            overwrite=overwrite,
         )
     good = int(found.var["predictable"].sum())
     odd = int(found.obs["ood"].sum())
@@ -231,11 +242,13 @@ def _config(source: str | None, **options: Any) -> Config:
         target={"genes": options.get("genes"), "kind": options.get("target")},
         encoder={
             "name": options.get("encoder"),
-            "weights": None if weights is None else str(weights.absolute()),
+            "weights": weights
+            if weights is None or weights.startswith("random:")
+            else str(Path(weights).absolute()),
         },
         split={"how": options.get("split"), "folds": options.get("folds")},
     )
 
 
 def _print(values: dict[str, Any], text: str, as_json: bool) -> None:
-    sys.stdout.write((json.dumps(values, indent=1) if as_json else text) + "\n")
+    typer.echo(json.dumps(values, indent=1) if as_json else text)

@@ -37,11 +37,13 @@ class QCConfig(StrictModel):
     """Which measured spots are good enough to learn from and to be scored on.
 
     Monjo et al. 2022 keep spots with at least 1000 UMI and 1000 genes (preset
-    ``deepspace-2022``); the defaults only drop spots that failed.
+    ``deepspace-2022``); the defaults only drop spots that failed. `drop_white` also leaves out
+    spots whose patch is mostly empty glass, by the paper's rule.
     """
 
     min_counts: Annotated[int, Field(ge=0)] = 500
     min_genes: Annotated[int, Field(ge=0)] = 200
+    drop_white: bool = False
 
 
 class TargetConfig(StrictModel):
@@ -84,11 +86,10 @@ class ProbeConfig(StrictModel):
     A penalty is chosen for each principal component of the targets, or for each gene.
     `penalties` are relative to the mean eigenvalue of the features' covariance, so that one
     path suits any encoder. `bridge` is the distance over which the penalty is chosen: the
-    grouping left out in turn. ``auto`` leaves out patients where there are several, else
-    sections, else spatial blocks.
+    grouping left out in turn; ``auto`` is the one that the scores leave out.
     """
 
-    penalties: tuple[Annotated[float, Field(gt=0)], ...] = tuple(
+    penalties: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = tuple(
         float(f"{10 ** (k / 2):.3g}") for k in range(-4, 9)
     )
     bridge: Literal["auto", "patient", "section", "block"] = "auto"
@@ -98,11 +99,12 @@ class ProbeConfig(StrictModel):
 class SplitConfig(StrictModel):
     """How held-out data are chosen by `evaluate`.
 
+    ``auto`` leaves out patients where there are several, else sections, else spatial blocks.
     `gap_um` left empty means one field of view of the encoder, the least that keeps a training
     patch from overlapping a test patch.
     """
 
-    how: Literal["section", "patient", "block", "spot"] = "section"
+    how: Literal["auto", "section", "patient", "block", "spot"] = "auto"
     folds: Annotated[int, Field(ge=2)] = 5
     gap_um: Annotated[float, Field(ge=0)] | None = None
 
@@ -125,7 +127,7 @@ class Config(StrictModel):
         """
         merged = self.model_dump()
         for table, values in changes.items():
-            if isinstance(values, dict):
+            if isinstance(values, dict) and isinstance(merged.get(table), dict):
                 merged[table].update({k: v for k, v in values.items() if v is not None})
             elif values is not None:
                 merged[table] = values
@@ -154,7 +156,15 @@ def load_config(source: Path | str | None) -> Config:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise InputError(f"{path}: not a readable TOML file ({error})") from error
-    return _validated(Config, values, str(path))
+    return _beside(_validated(Config, values, str(path)), path.parent)
+
+
+def _beside(config: Config, folder: Path) -> Config:
+    """Make a relative path of weights relative to the configuration file that names it."""
+    weights = config.encoder.weights
+    if weights is None or weights.startswith("random:"):
+        return config
+    return config.with_values(encoder={"weights": str((folder / weights).absolute())})
 
 
 def _validated(model: type[ModelT], values: dict[str, Any], where: str) -> ModelT:

@@ -13,21 +13,45 @@ from pathlib import Path
 from deepspace.core.errors import InputError
 
 
-def check_output(path: Path, *, overwrite: bool) -> None:
-    """Refuse an output that exists already, before any work is done.
+def check_output(path: Path, *, overwrite: bool, marker: str | None = None) -> None:
+    """Refuse an output that must not be written, before any work is done.
+
+    Parameters
+    ----------
+    path : Path
+        File or folder to be written.
+    overwrite : bool
+        Whether the user asked for an existing one to be replaced.
+    marker : str, optional
+        File inside a folder that tells that deepspace wrote it. A folder without it is never
+        replaced: it may hold the user's data.
 
     Raises
     ------
     InputError
-        If `path` exists and is not an empty folder, and `overwrite` is false; or if its
-        parent cannot hold a new file.
+        If `path` exists and is not an empty folder, and `overwrite` is false; if it is a folder
+        without `marker`; or if its parent cannot hold a new file.
     """
     empty_folder = path.is_dir() and not any(path.iterdir())
     if path.exists() and not empty_folder and not overwrite:
         raise InputError(f"{path}: already exists; choose another --out or add --overwrite")
+    if marker is not None and path.exists() and not empty_folder:
+        if not path.is_dir():
+            raise InputError(f"{path}: is a file, not a folder; choose another --out")
+        if not (path / marker).exists() or path.resolve() == Path.cwd():
+            raise InputError(
+                f"{path}: not replaced, because it holds no {marker}: deepspace replaces only "
+                "folders that it wrote; choose another --out"
+            )
+    if marker is None and path.is_dir() and not empty_folder:
+        raise InputError(f"{path}: is a folder, not a file; choose another --out")
     parent = next(p for p in path.absolute().parents if p.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise InputError(f"{path}: cannot write into {parent}; choose another --out")
+    try:
+        # the only sure test: some file systems say yes and then refuse
+        with tempfile.TemporaryDirectory(dir=parent):
+            pass
+    except OSError as error:
+        raise InputError(f"{path}: cannot write into {parent}; choose another --out") from error
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Iterable, Mapping
 from importlib import metadata
@@ -10,7 +11,19 @@ from typing import Any
 
 from deepspace.core.files import sha256
 
-PACKAGES = ("deepspace", "anndata", "numpy", "pandas", "scipy", "scikit-image", "tifffile", "torch")
+PACKAGES = (
+    "deepspace",
+    "anndata",
+    "imagecodecs",
+    "numpy",
+    "pandas",
+    "pillow",
+    "scikit-image",
+    "scikit-learn",
+    "scipy",
+    "tifffile",
+    "torch",
+)
 
 
 def versions() -> dict[str, str]:
@@ -24,8 +37,8 @@ def versions() -> dict[str, str]:
     return found
 
 
-def input_hashes(paths: Iterable[Path], root: Path | None = None) -> dict[str, str]:
-    """SHA-256 of every input file, keyed by its path (relative to `root` where it lies inside).
+def input_hashes(paths: Iterable[Path], root: Path) -> dict[str, str]:
+    """SHA-256 of every input file, keyed by its path relative to the folder `root`.
 
     Folders, such as a SpatialData store, contribute every file in them.
     """
@@ -33,9 +46,8 @@ def input_hashes(paths: Iterable[Path], root: Path | None = None) -> dict[str, s
     for path in sorted(set(paths)):
         files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
         for file in files:
-            inside = root is not None and file.is_relative_to(root)
-            name = file.relative_to(root) if inside and root is not None else file
-            hashes[name.as_posix()] = sha256(file)
+            name = os.path.relpath(file.absolute(), root.absolute())
+            hashes[Path(name).as_posix()] = sha256(file)
     return hashes
 
 

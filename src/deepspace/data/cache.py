@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepspace.core.files import atomic_path
+from deepspace.core.progress import log_once
 
 
 def content_key(recipe: Mapping[str, Any]) -> str:
@@ -89,7 +90,7 @@ class ArrayCache:
         except FileNotFoundError:
             return None
         except (ValueError, OSError, EOFError) as error:
-            self.notes.append(f"{path}: cached array is damaged ({error}); it is computed again")
+            self._note(f"{path}: cached array is damaged ({error}); it is computed again")
             return None
         return array
 
@@ -101,7 +102,11 @@ class ArrayCache:
                 temporary.write_text(_checksum(array))
             self._evict()
         except OSError as error:
-            self.notes.append(f"{self.folder}: cannot be written ({error}); nothing is cached")
+            self._note(f"{self.folder}: cannot be written ({error}); nothing is cached")
+
+    def _note(self, text: str) -> None:
+        self.notes.append(text)
+        log_once(f"cache: {text}")
 
     def _evict(self) -> None:
         files = [(path, path.stat()) for path in self._files()]

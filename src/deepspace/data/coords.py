@@ -15,6 +15,9 @@ from deepspace.io.slide import Slide
 
 FloatArray = NDArray[np.float64]
 
+# a denser request is a slip of the keyboard, and would not fit into memory
+MOST_POINTS = 50_000_000
+
 
 def between_spots(coords: FloatArray) -> FloatArray:
     """Centres of the triangles that neighbouring spots form, shape (points, 2).
@@ -46,9 +49,15 @@ def between_spots(coords: FloatArray) -> FloatArray:
 
 def grid(slide: Slide, tissue: TissueMask, stride_um: float) -> FloatArray:
     """Square lattice over the tissue, anchored at the slide's corner, shape (points, 2)."""
-    if not stride_um > 0:
-        raise InputError(f"grid:{stride_um:g}: the stride is in micrometres and must be above 0")
     step = stride_um / slide.require_mpp()
+    expected = slide.width * slide.height / step**2
+    if expected > MOST_POINTS:
+        raise InputError(
+            f"grid:{stride_um:g} would be {expected:,.0f} points on {slide.path.name}, more than "
+            f"{MOST_POINTS:,}; take a larger stride"
+        )
+    if step > min(slide.width, slide.height):
+        raise InputError(f"grid:{stride_um:g} is wider than {slide.path.name}; take a smaller one")
     x = np.arange(step / 2, slide.width, step)
     y = np.arange(step / 2, slide.height, step)
     points = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
@@ -62,7 +71,8 @@ def reference_points(slide: Slide, tissue: TissueMask, *, at_most: int = 400) ->
     points that happen to be asked for. The stride is the finest of a fixed ladder that gives
     no more than `at_most` points.
     """
-    stride = 50.0
+    # small slides need a finer lattice than the first step
+    stride = min(50.0, slide.require_mpp() * min(slide.width, slide.height) / 20)
     points = grid(slide, tissue, stride)
     while len(points) > at_most:
         stride *= 2**0.25

@@ -15,7 +15,7 @@ from deepspace.data.stain import StainNormaliser
 from deepspace.io.slide import Slide
 from deepspace.io.source import Image, threads
 
-_READING = 1  # raise it when the same request gives other pixels: old cache entries then rest
+READING = 1  # raise it when the same request gives other pixels: old cache entries then rest
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ def read_all(
     if cache is None:
         return read()
     recipe = {
-        "kind": f"patches {_READING}",
+        "kind": f"patches {READING}",
         "slide": slide.content_hash(),
         "mpp": slide.require_mpp(),
         "spec": asdict(spec),

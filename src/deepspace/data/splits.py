@@ -70,6 +70,22 @@ def make_folds(sections: Sequence[Section], how: str, options: SplitOptions) -> 
     return SPLITS[how](sections, options)
 
 
+def widest_step(sections: Sequence[Section], wish: str = "auto") -> str:
+    """What can be left out: `wish`, or the next narrower step that these sections allow.
+
+    ``auto`` wishes for patients; a single patient has no other to leave out, so sections are,
+    and of a single section blocks.
+    """
+    steps = ["patient", "section", "block"]
+    possible = {"block"}
+    if len(sections) > 1:
+        possible.add("section")
+    if len({s.patient for s in sections}) > 1:
+        possible.add("patient")
+    wished = steps[0] if wish == "auto" else wish
+    return next(step for step in steps[steps.index(wished) :] if step in possible)
+
+
 def _everything(section: Section) -> BoolArray:
     return np.ones(len(section.coords), dtype=bool)
 
@@ -121,8 +137,8 @@ def _by_block(sections: Sequence[Section], options: SplitOptions) -> list[Fold]:
             if train.sum() < 10:
                 raise InputError(
                     f"section {section.section}: a gap of {options.gap_um:g} um around block "
-                    f"{k + 1} leaves {int(train.sum())} spots to train on; use fewer --folds "
-                    "or an encoder with a smaller field of view"
+                    f"{k + 1} leaves {int(train.sum())} spots to train on; give the encoder a "
+                    "narrower field of view ([encoder] fov_um), or measure more sections"
                 )
             name = f"{section.section} block {k + 1}"
             folds.append(Fold(name, {**others, section.section: train}, {section.section: test}))
@@ -134,7 +150,7 @@ def blocks(section: Section, options: SplitOptions) -> NDArray[np.int64]:
     if len(section.coords) < 10 * options.folds:
         raise InputError(
             f"section {section.section}: {len(section.coords)} spots are too few for "
-            f"{options.folds} blocks; use fewer --folds"
+            f"{options.folds} blocks; use fewer folds ([split] folds), or measure more sections"
         )
     means = KMeans(n_clusters=options.folds, n_init=10, random_state=options.seed)
     labels: NDArray[np.int64] = means.fit_predict(section.coords).astype(np.int64)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +60,25 @@ def apply_qc(sections: Sequence[Section], qc: QCConfig) -> tuple[list[Section], 
 
 
 @dataclass(frozen=True)
+class Null:
+    """Expression without any structure, as the training spots have it.
+
+    Attributes
+    ----------
+    fractions : ndarray, shape (genes,)
+        Share of each gene in all counts.
+    depth : float
+        Median counts of a spot.
+    spots : int
+        Number of spots; residuals are clipped at its square root.
+    """
+
+    fractions: FloatArray
+    depth: float
+    spots: int
+
+
+@dataclass(frozen=True)
 class ExpressionTarget:
     """Genes as a regression target.
 
@@ -69,13 +88,13 @@ class ExpressionTarget:
         Genes, in the order of the columns.
     transform : str
         A key of `TRANSFORMS`.
-    fractions : ndarray, shape (genes,)
-        Share of each gene in all training counts; only Pearson residuals use it.
+    null : Null
+        What the training data say of each gene's level; only Pearson residuals use it.
     """
 
     names: tuple[str, ...]
     transform: str
-    fractions: FloatArray
+    null: Null
 
     def encode(self, counts: AnnData) -> FloatArray:
         """Raw counts to target values, shape (spots, genes)."""
@@ -86,30 +105,37 @@ class ExpressionTarget:
             missing = [n for n, c in zip(self.names, columns, strict=True) if c < 0]
             raise InputError(f"genes not in these counts: {', '.join(missing[:10])}")
         chosen = X[:, columns].toarray().astype(np.float64)
-        return TRANSFORMS[self.transform].encode(chosen, depth, self.fractions)
+        return TRANSFORMS[self.transform].encode(chosen, depth, self.null)
 
     def subset(self, names: Sequence[str]) -> ExpressionTarget:
         """The same target for some of its genes."""
         column = {name: j for j, name in enumerate(self.names)}
-        fractions = self.fractions[[column[name] for name in names]]
-        return ExpressionTarget(tuple(names), self.transform, fractions)
+        fractions = self.null.fractions[[column[name] for name in names]]
+        return replace(self, names=tuple(names), null=replace(self.null, fractions=fractions))
 
     def decode(self, values: FloatArray) -> FloatArray:
         """Target values to log1p of counts per 10,000."""
-        return TRANSFORMS[self.transform].decode(values, self.fractions)
+        return TRANSFORMS[self.transform].decode(values, self.null)
 
     def slope(self, values: FloatArray) -> FloatArray:
-        """Derivative of `decode`, which carries a standard deviation along (delta method)."""
+        """Derivative of `decode`, which carries a standard deviation along (delta method).
+
+        Where `decode` stops at zero counts it is flat, which is no certainty: the slope at the
+        gene's mean stands in there.
+        """
         step = 1e-4
-        return (self.decode(values + step) - self.decode(values - step)) / (2 * step)
+        slope = (self.decode(values + step) - self.decode(values - step)) / (2 * step)
+        at_mean = np.zeros_like(values)
+        instead = (self.decode(at_mean + step) - self.decode(at_mean - step)) / (2 * step)
+        return np.where(slope > 0, slope, instead)
 
 
 @dataclass(frozen=True)
 class Transform:
     """A pair of functions: counts to target values, and back to log1p CP10k."""
 
-    encode: Callable[[FloatArray, FloatArray, FloatArray], FloatArray]
-    decode: Callable[[FloatArray, FloatArray], FloatArray]
+    encode: Callable[[FloatArray, FloatArray, Null], FloatArray]
+    decode: Callable[[FloatArray, Null], FloatArray]
 
 
 def log1p_cp10k(counts: FloatArray, depth: FloatArray) -> FloatArray:
@@ -117,28 +143,30 @@ def log1p_cp10k(counts: FloatArray, depth: FloatArray) -> FloatArray:
     return np.log1p(counts * (1e4 / np.maximum(depth, 1.0))[:, None])
 
 
-def pearson_residuals(counts: FloatArray, depth: FloatArray, fractions: FloatArray) -> FloatArray:
+def pearson_residuals(counts: FloatArray, depth: FloatArray, null: Null) -> FloatArray:
     """Analytic Pearson residuals (Lause, Berens & Kobak, Genome Biology 22:258, 2021).
 
     ``(x - mu) / sqrt(mu + mu^2 / theta)`` with ``mu = depth * fraction``, theta = 100, clipped
-    to +-sqrt(spots): the closed form of the SCTransform that Monjo et al. used. `fractions`
-    come from the training data, so that held-out spots are not looked at.
+    to +-sqrt(spots): the closed form of the SCTransform that Monjo et al. used. `null` comes
+    from the training data, so that held-out spots are not looked at.
     """
-    mu = np.maximum(depth, 1.0)[:, None] * fractions
+    mu = np.maximum(depth, 1.0)[:, None] * null.fractions
     residual = (counts - mu) / np.sqrt(mu + mu**2 / THETA)
-    bound = np.sqrt(max(len(counts), 1))
+    bound = np.sqrt(null.spots)
     return np.clip(residual, -bound, bound)
 
 
-def _residuals_to_log1p(values: FloatArray, fractions: FloatArray) -> FloatArray:
-    mu = 1e4 * fractions
-    return np.log1p(np.maximum(mu + values * np.sqrt(mu + mu**2 / THETA), 0.0))
+def _residuals_to_log1p(values: FloatArray, null: Null) -> FloatArray:
+    """Counts that a spot of median training depth has at this residual, per 10,000."""
+    mu = null.depth * null.fractions
+    counts = np.maximum(mu + values * np.sqrt(mu + mu**2 / THETA), 0.0)
+    return np.log1p(counts * (1e4 / null.depth))
 
 
 TRANSFORMS: dict[str, Transform] = {
     "log1p_cp10k": Transform(
-        encode=lambda counts, depth, fractions: log1p_cp10k(counts, depth),
-        decode=lambda values, fractions: values,
+        encode=lambda counts, depth, null: log1p_cp10k(counts, depth),
+        decode=lambda values, null: values,
     ),
     "pearson_residuals": Transform(encode=pearson_residuals, decode=_residuals_to_log1p),
 }
@@ -167,17 +195,20 @@ def fit_target(sections: Sequence[Section], config: TargetConfig) -> ExpressionT
     totals = np.zeros(len(shared))
     for counts in measured:
         totals += np.asarray(counts[:, shared].X.sum(axis=0), dtype=np.float64).ravel()
-    depth = sum(float(c.X.sum()) for c in measured)
-    fractions = dict(zip(shared, totals / max(depth, 1.0), strict=True))
+    depths = np.concatenate([np.asarray(c.X.sum(axis=1)).ravel() for c in measured])
+    fractions = dict(zip(shared, totals / max(float(depths.sum()), 1.0), strict=True))
+    null = Null(np.empty(0), max(float(np.median(depths)), 1.0), len(depths))
     rule, _, number = config.genes.partition(":")
     if rule in GENE_RULES and number:
         candidates = _candidates(shared, fractions, config.exclude)
-        score = GENE_RULES[rule](measured, candidates, np.array([fractions[g] for g in candidates]))
+        shares = np.array([fractions[g] for g in candidates])
+        score = GENE_RULES[rule](measured, candidates, replace(null, fractions=shares))
         order = np.argsort(-score, kind="stable")[: _positive(number, config.genes)]
         names = [candidates[i] for i in order]
     else:
         names = _named_genes(config.genes, shared)
-    return ExpressionTarget(tuple(names), config.transform, np.array([fractions[g] for g in names]))
+    chosen = np.array([fractions[g] for g in names])
+    return ExpressionTarget(tuple(names), config.transform, replace(null, fractions=chosen))
 
 
 def _shared_genes(measured: Sequence[AnnData]) -> list[str]:
@@ -199,7 +230,7 @@ def _candidates(
     return [g for g in shared if fractions[g] > 0 and not (drop and drop.match(g))]
 
 
-def _mean_share(measured: Sequence[AnnData], genes: list[str], _: FloatArray) -> FloatArray:
+def _mean_share(measured: Sequence[AnnData], genes: list[str], _: Null) -> FloatArray:
     total, spots = np.zeros(len(genes)), 0
     for counts in measured:
         X = sp.csr_matrix(counts.X)
@@ -210,9 +241,7 @@ def _mean_share(measured: Sequence[AnnData], genes: list[str], _: FloatArray) ->
     return total / spots
 
 
-def _residual_variance(
-    measured: Sequence[AnnData], genes: list[str], fractions: FloatArray
-) -> FloatArray:
+def _residual_variance(measured: Sequence[AnnData], genes: list[str], null: Null) -> FloatArray:
     squares, spots = np.zeros(len(genes)), sum(c.n_obs for c in measured)
     for counts in measured:
         X = sp.csr_matrix(counts.X)
@@ -221,12 +250,13 @@ def _residual_variance(
         for start in range(0, len(genes), 1000):  # bounds the dense block's memory
             part = slice(start, start + 1000)
             dense = X[:, columns[part]].toarray().astype(np.float64)
-            squares[part] += (pearson_residuals(dense, depth, fractions[part]) ** 2).sum(axis=0)
+            here = replace(null, fractions=null.fractions[part])
+            squares[part] += (pearson_residuals(dense, depth, here) ** 2).sum(axis=0)
     variance: FloatArray = squares / spots
     return variance
 
 
-GENE_RULES: dict[str, Callable[[Sequence[AnnData], list[str], FloatArray], FloatArray]] = {
+GENE_RULES: dict[str, Callable[[Sequence[AnnData], list[str], Null], FloatArray]] = {
     "expressed": _mean_share,
     "variable": _residual_variance,
 }

@@ -116,6 +116,9 @@ def _spot_problems(section: Section) -> Iterator[str]:
     if len(repeated) and (section.counts is None or section.counts.obs_names.is_unique):
         names = [str(name) for name in repeated]
         yield f"{where}: duplicate barcodes ({clip_list(names)}); keep one row per spot"
+    places = spots.loc[spots[keys.IN_TISSUE].to_numpy(dtype=bool), ["x", "y"]]
+    if len(places) > 1 and places.duplicated().mean() > 0.5:
+        yield f"{where}: most spots lie at the same place; export their coordinates again"
     if section.measured and not spots[keys.IN_TISSUE].any():
         yield f"{where}: no spot is in tissue; check the column in_tissue (or selected)"
 

@@ -121,7 +121,8 @@ def _parse(path: Path) -> list[Row]:
 
 def _read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     """Return the header, and per row its cells by column with its `line`; blank rows dropped."""
-    text = read_text(path)
+    # old Macintosh line ends too, which csv refuses
+    text = read_text(path).replace("\r\n", "\n").replace("\r", "\n")
     first = next(line for line in text.splitlines() if line.strip())
     reader = csv.reader(stream(text), delimiter=delimiter(first))
     header: list[str] = []

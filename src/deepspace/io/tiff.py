@@ -309,6 +309,11 @@ def _read_headers(
     )
     notes = tuple(f"tifffile warns: {message}" for message in messages)
     _check_kind(path, base)
+    if equal and base.samplesperpixel == 1:
+        raise InputError(
+            f"{path}: holds {equal + 1} grey pictures of the same size, perhaps one a colour; save "
+            "it as one RGB picture (in Fiji: Image > Type > RGB Color, then save as TIFF)"
+        )
     if equal:
         notes += (f"holds {equal + 1} pictures of the same size; the first is read",)
     return levels, notes, scale

@@ -48,9 +48,16 @@ class NearestSpot:
         self.target = target
         values = [target.encode(s.require_counts()) for s in sections]
         self.sd = np.concatenate(values).std(axis=0)
+        slides: dict[str, list[tuple[FloatArray, FloatArray]]] = {}
+        for section, value in zip(sections, values, strict=True):
+            slides.setdefault(section.slide.content_hash(), []).append((section.coords, value))
+        # one scan may hold several sections
         self.known = {
-            s.slide.content_hash(): (cKDTree(s.coords), v)
-            for s, v in zip(sections, values, strict=True)
+            slide: (
+                cKDTree(np.concatenate([c for c, _ in parts])),
+                np.concatenate([v for _, v in parts]),
+            )
+            for slide, parts in slides.items()
         }
         return self
 

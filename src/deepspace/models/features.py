@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 from deepspace.core.progress import counter
 from deepspace.data.cache import ArrayCache
 from deepspace.data.coords import reference_points
-from deepspace.data.patches import PatchSpec, read_patches
+from deepspace.data.patches import READING, PatchSpec, read_patches
 from deepspace.data.stain import StainNormaliser
 from deepspace.data.tissue import tissue_mask
 from deepspace.io.slide import Slide
@@ -19,7 +18,7 @@ from deepspace.models.encoders import Encoder
 
 FloatArray = NDArray[np.float64]
 
-# raised when the tissue mask or the lattice changes, so that cached lattices are not reused
+# raised when tissue mask, lattice or stain normalisation change, so that old entries rest
 LATTICE = 1
 
 
@@ -52,7 +51,8 @@ class FeatureExtractor:
         self.standardise = standardise
         self.stain_normalisation = stain_normalisation
         self.cache = cache
-        self._memory: dict[str, FloatArray] = {}
+        self._known: dict[tuple[str, float], tuple[dict[bytes, int], FloatArray]] = {}
+        self._stains: dict[tuple[str, float], StainNormaliser] = {}
         self._scales: dict[tuple[str, float], tuple[FloatArray, FloatArray]] = {}
 
     @property
@@ -70,7 +70,7 @@ class FeatureExtractor:
 
     def _section_scale(self, slide: Slide) -> tuple[FloatArray, FloatArray]:
         """Mean and standard deviation of every feature over the slide's reference points."""
-        key = (slide.content_hash(), slide.require_mpp())
+        key = self._slide_key(slide)
         if key not in self._scales:
             reference = self.raw(slide, self._lattice(slide))
             spread, size = reference.std(axis=0), np.abs(reference).max(axis=0)
@@ -87,35 +87,46 @@ class FeatureExtractor:
 
         if self.cache is None:
             return find()
-        recipe = {"slide": slide.content_hash(), "mpp": slide.require_mpp(), "lattice": LATTICE}
+        recipe = {"slide": self._slide_key(slide), "lattice": LATTICE}
         return self.cache.get(recipe, find)
+
+    def remember(self, slide: Slide, coords: FloatArray) -> None:
+        """Encode these points once; `raw` then answers for any subset of them from memory."""
+        coords = np.ascontiguousarray(coords, dtype=np.float64)
+        features = self.raw(slide, coords)
+        rows = {point.tobytes(): row for row, point in enumerate(coords)}
+        self._known[self._slide_key(slide)] = (rows, features)
 
     def raw(self, slide: Slide, coords: FloatArray) -> FloatArray:
         """Features as the encoder gives them, shape (points, features)."""
         coords = np.ascontiguousarray(coords, dtype=np.float64)
-        key = self._key(slide, coords)
-        name = hashlib.sha256(repr(sorted(key.items())).encode()).hexdigest()
-        if name not in self._memory:
-            if self.cache is None:
-                found = self._encode(slide, coords)
-            else:
-                found = self.cache.get(key, lambda: self._encode(slide, coords))
-            self._memory[name] = np.asarray(found, dtype=np.float64)
-        return self._memory[name]
-
-    def _key(self, slide: Slide, coords: FloatArray) -> dict[str, Any]:
-        return {
-            "slide": slide.content_hash(),
-            "mpp": slide.require_mpp(),
+        rows, features = self._known.get(self._slide_key(slide), ({}, np.empty((0, 0))))
+        found = [rows.get(point.tobytes(), -1) for point in coords] if rows else [-1]
+        if min(found, default=-1) >= 0:
+            return features[found]
+        if self.cache is None:
+            return self._encode(slide, coords).astype(np.float64)
+        recipe = {
+            "slide": self._slide_key(slide),
             "encoder": self.encoder.key(),
             "stain_normalisation": self.stain_normalisation,
-            "coords": hashlib.sha256(coords.tobytes()).hexdigest(),
+            "versions": [READING, LATTICE],
+            "coords": coords,
         }
+        stored = self.cache.get(recipe, lambda: self._encode(slide, coords))
+        return np.asarray(stored, dtype=np.float64)
+
+    @staticmethod
+    def _slide_key(slide: Slide) -> tuple[str, float]:
+        return slide.content_hash(), slide.require_mpp()
 
     def _encode(self, slide: Slide, coords: FloatArray) -> NDArray[np.float32]:
         normaliser = None
         if self.stain_normalisation == "macenko":
-            normaliser = StainNormaliser.fit(slide, tissue_mask(slide))
+            key = self._slide_key(slide)
+            if key not in self._stains:
+                self._stains[key] = StainNormaliser.fit(slide, tissue_mask(slide))
+            normaliser = self._stains[key]
         parts = [self._encode_spec(slide, coords, s, normaliser) for s in self.encoder.specs]
         return np.concatenate(parts, axis=1)
 

@@ -10,7 +10,7 @@ import numpy as np
 from deepspace.core.config import ProbeConfig
 from deepspace.core.progress import log_once
 from deepspace.data.ceiling import reliability
-from deepspace.data.splits import Fold, SplitOptions, make_folds
+from deepspace.data.splits import Fold, SplitOptions, make_folds, widest_step
 from deepspace.data.targets import ExpressionTarget
 from deepspace.io.section import Section
 from deepspace.io.slide import Slide
@@ -27,9 +27,7 @@ from deepspace.models.ridge import (
 BLOCKS = 4
 OOD_QUANTILE = 0.99
 NOISE_SPOTS = 500
-# leverage at the middle of the path of penalties tells odd images
-MIDDLE = len(ProbeConfig().penalties) // 2
-ARRAYS = ("x_mean", "y_mean", "variance", "noise", "leverage_shares", "coefficients")
+ARRAYS = ("x_mean", "y_mean", "variance", "noise", "between", "leverage_shares", "coefficients")
 
 
 class Extractor(Protocol):
@@ -55,8 +53,9 @@ class Probe:
     Features and targets are centred within each section, so that differences of depth or stain
     between sections are not learnt.
 
-    The predictive variance is the gene's held-out residual variance plus the part due to the
-    leverage of the point, which grows where the image is unlike the training images.
+    The predictive variance is the gene's held-out residual variance, plus the part due to the
+    leverage of the point, which grows where the image is unlike the training images, plus the
+    variance of the gene's level between sections (unknown, so 0, with one training section).
 
     Parameters
     ----------
@@ -79,9 +78,20 @@ class Probe:
         X = {s.section: self.extractor(s.slide, s.coords) for s in sections}
         Y = {s.section: self._labels(s, target) for s in sections}
         self.x_mean = np.mean([x.mean(axis=0) for x in X.values()], axis=0)
-        self.y_mean = np.mean([y.mean(axis=0) for y in Y.values()], axis=0)
-        self.bridge = bridge_for(sections, self.config.bridge)
-        options = SplitOptions(BLOCKS, self.extractor.fov_um, self.seed)
+        levels = np.stack([y.mean(axis=0) for y in Y.values()])
+        self.y_mean = levels.mean(axis=0)
+        # a new section has a level of its own, which the image does not tell
+        extra = 1.0 + 1.0 / len(levels)
+        self.between = levels.var(axis=0, ddof=1) * extra if len(levels) > 1 else 0.0 * self.y_mean
+        self.bridge = widest_step(sections, self.config.bridge)
+        if self.config.bridge not in ("auto", self.bridge):
+            log_once(
+                f"penalties: no second {self.config.bridge} in the training data, so chosen by "
+                f"{self.bridge}"
+            )
+        # small sections get fewer blocks, so that each has spots enough to tell a penalty
+        spots = min(len(x) for x in X.values())
+        options = SplitOptions(max(2, min(BLOCKS, spots // 15)), self.extractor.fov_um, self.seed)
         folds = [_inner_fold(f, X, Y) for f in make_folds(sections, self.bridge, options)]
         groups = [(X[k] - X[k].mean(axis=0), Y[k] - Y[k].mean(axis=0)) for k in X]
         self._solve(groups, folds)
@@ -104,7 +114,7 @@ class Probe:
         rotated = [_rotate(fold, basis) for fold in folds]
         spectra = [Spectrum.of(total_gram(fold.train)) for fold in rotated]
         error = held_out_errors(rotated, spectra, self.config.penalties)
-        rows = sum(len(x) for fold in folds for x, _ in fold.test)
+        rows = sum(_rows(fold.test) for fold in folds)
         index = error.argmin(axis=0)
         chosen = np.asarray(self.config.penalties)[index]
         # share of each penalty's components in the variance of each gene
@@ -116,7 +126,10 @@ class Probe:
         # most of the held-out error is there at the centre of the training data too
         total = squared / rows
         self.variance = np.maximum(total - leverage.mean(axis=0) @ shares, 0.1 * total)
-        self.ood_limit = float(np.quantile(leverage[:, MIDDLE], OOD_QUANTILE))
+        # leverage falls as 1 / rows: the inner folds learn from fewer than the final fit
+        learnt = np.concatenate([np.full(_rows(f.test), _rows(f.train)) for f in folds])
+        scaled = leverage[:, self._middle] * learnt / _rows(groups)
+        self.ood_limit = float(np.quantile(scaled, OOD_QUANTILE))
         self.spectrum = Spectrum.of(total_gram([(x, y @ basis) for x, y in groups]))
         self.coefficients = self.spectrum.coefficients(chosen) @ basis.T
 
@@ -141,18 +154,23 @@ class Probe:
         penalties = self.config.penalties
         return np.stack([spectrum.leverage(X, penalty) for penalty in penalties], axis=1)
 
+    @property
+    def _middle(self) -> int:
+        """Position of the penalty whose leverage tells odd images."""
+        return len(self.config.penalties) // 2
+
     def predict(self, slide: Slide, coords: FloatArray) -> Prediction:
         """Predict at `coords`, shape (points, 2)."""
         X = self.extractor(slide, coords) - self.x_mean
         leverage = self._leverage(self.spectrum, X)
-        own = leverage @ self.leverage_shares
+        own = leverage @ self.leverage_shares + self.between
         # what the noise explains is not uncertainty of the expression itself
         latent = np.maximum(self.variance - self.noise, 0.0) + own
         return Prediction(
             mean=self.y_mean + X @ self.coefficients,
             sd=np.sqrt(self.variance + own),
             sd_latent=np.sqrt(latent),
-            ood=leverage[:, MIDDLE] > self.ood_limit,
+            ood=leverage[:, self._middle] > self.ood_limit,
         )
 
     def state(self) -> tuple[dict[str, Any], Arrays]:
@@ -191,23 +209,8 @@ def _rotate(fold: InnerFold, basis: FloatArray) -> InnerFold:
     )
 
 
-def bridge_for(sections: Sequence[Section], wish: str) -> str:
-    """What is left out to choose penalties: `wish`, or the next narrower step that is possible.
-
-    ``auto`` wishes for patients. A single patient has no other to leave out, so sections are,
-    and of a single section blocks.
-    """
-    possible = ["block"]
-    if len(sections) > 1:
-        possible.insert(0, "section")
-    if len({s.patient for s in sections}) > 1:
-        possible.insert(0, "patient")
-    steps = ["patient", "section", "block"]
-    wished = steps[0] if wish == "auto" else wish
-    found = next(step for step in steps[steps.index(wished) :] if step in possible)
-    if wish not in ("auto", found):
-        log_once(f"penalties: no second {wish} in the training data, so chosen by {found}")
-    return found
+def _rows(groups: list[Group]) -> int:
+    return sum(len(x) for x, _ in groups)
 
 
 def _inner_fold(fold: Fold, X: dict[str, FloatArray], Y: dict[str, FloatArray]) -> InnerFold:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from deepspace.core.config import Config, EncoderConfig
 from deepspace.core.errors import InputError
 from deepspace.data.cache import ArrayCache
 from deepspace.models.base import Predictor, SavablePredictor
 from deepspace.models.baselines import GeneMean, NearestSpot, ShuffledProbe
-from deepspace.models.encoders import load_encoder
+from deepspace.models.encoders import Encoder, load_encoder
 from deepspace.models.features import FeatureExtractor
 from deepspace.models.probe import Probe
 
@@ -38,7 +37,7 @@ class Workbench:
             loaded = load_encoder(
                 encoder.name,
                 fov_um=encoder.fov_um,
-                weights=None if encoder.weights is None else Path(encoder.weights),
+                weights=encoder.weights,
                 layers=encoder.layers,
                 precision=encoder.precision,
             )
@@ -49,6 +48,13 @@ class Workbench:
                 cache=self.cache,
             )
         return self.extractors[encoder]
+
+    def bridging(self, step: str) -> Workbench:
+        """The same bench, its penalties chosen over `step` unless the configuration says."""
+        if self.config.probe.bridge != "auto":
+            return self
+        config = self.config.with_values(probe={"bridge": step})
+        return Workbench(config, self.cache, self.extractors)
 
     def check(self, models: Sequence[str]) -> None:
         """Refuse unknown models and missing weights before any data are read."""
@@ -62,6 +68,13 @@ class Workbench:
         """Mean colour over its best field of view, no wider than the configured encoder's."""
         widest = self.extractor(self.config.encoder).fov_um
         return self.extractor(EncoderConfig(name="colour", fov_um=(min(COLOUR_UM, widest),)))
+
+
+def resolved(config: EncoderConfig, encoder: Encoder) -> EncoderConfig:
+    """Configuration with the precision that was used: another machine might choose another."""
+    if encoder.precision not in ("fp32", "bf16"):
+        return config
+    return config.model_copy(update={"precision": encoder.precision})
 
 
 def _probe(bench: Workbench) -> Probe:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load, save
 
 from deepspace.core.config import Config, EncoderConfig, StrictModel
 from deepspace.core.errors import InputError
 from deepspace.core.files import atomic_folder
 from deepspace.data.cache import ArrayCache
-from deepspace.data.targets import ExpressionTarget
-from deepspace.models.base import SavablePredictor
+from deepspace.data.targets import ExpressionTarget, Null
+from deepspace.models.base import Arrays, SavablePredictor
 from deepspace.models.registry import MODELS, Workbench
 
 SCHEMA_VERSION = 1
@@ -37,6 +37,9 @@ class TrainingCard(StrictModel):
     section: str
     patient: str
     spots: int
+    slide_sha256: str
+    mpp: float
+    mpp_source: str | None
 
 
 class GeneCard(StrictModel):
@@ -54,12 +57,15 @@ class ModelCard(StrictModel):
     schema_version: Literal[1] = 1
     model: str
     transform: str
+    depth: float
+    spots: int
     genes: tuple[GeneCard, ...]
     encoder: EncoderCard
     training: tuple[TrainingCard, ...]
     scores: dict[str, Any]
     provenance: dict[str, Any]
     state: dict[str, Any]
+    weights_sha256: str = ""
 
     @property
     def config(self) -> Config:
@@ -70,12 +76,13 @@ class ModelCard(StrictModel):
 def save_model(folder: Path, predictor: SavablePredictor, card: ModelCard) -> None:
     """Write a model; the folder appears whole or not at all."""
     _, arrays = predictor.state()
-    arrays = {**arrays, "fractions": predictor.target.fractions}
+    arrays = {**arrays, "fractions": predictor.target.null.fractions}
+    weights = save({name: np.ascontiguousarray(value) for name, value in arrays.items()})
+    card = card.model_copy(update={"weights_sha256": hashlib.sha256(weights).hexdigest()})
     with atomic_folder(folder) as temporary:
         text = json.dumps(card.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
         (temporary / "model.json").write_text(text, encoding="utf-8")
-        contiguous = {name: np.ascontiguousarray(value) for name, value in arrays.items()}
-        (temporary / "weights.safetensors").write_bytes(save(contiguous))
+        (temporary / "weights.safetensors").write_bytes(weights)
 
 
 def read_card(folder: Path) -> ModelCard:
@@ -99,9 +106,22 @@ def read_card(folder: Path) -> ModelCard:
                 f"{path}: schema version {values.get('schema_version')}, this deepspace reads "
                 f"{SCHEMA_VERSION}; train the model again or install the version that made it"
             )
-        return ModelCard.model_validate(values)
-    except (json.JSONDecodeError, UnicodeDecodeError, ValidationError, AttributeError) as error:
+        card = ModelCard.model_validate(values)
+        Config.model_validate(card.provenance["config"])
+    except (
+        json.JSONDecodeError,
+        UnicodeDecodeError,
+        ValidationError,
+        AttributeError,
+        KeyError,
+    ) as error:
         raise InputError(f"{path}: damaged; train the model again ({error})") from error
+    if card.model not in MODELS:
+        raise InputError(
+            f"{path}: made by model {card.model!r}, which this deepspace does not have "
+            f"({', '.join(MODELS)}); install the version that made it"
+        )
+    return card
 
 
 def load_model(
@@ -129,22 +149,32 @@ def load_model(
     encoder = card.encoder.config
     if weights is not None:
         encoder = encoder.model_copy(update={"weights": str(weights)})
-    elif encoder.weights is not None and not Path(encoder.weights).exists():
+    elif not _found(encoder.weights):
         encoder = encoder.model_copy(update={"weights": None})
     bench = Workbench.of(config.model_copy(update={"encoder": encoder}), cache)
     found = bench.extractor(encoder).encoder.key()
     if found != card.encoder.key:
         raise InputError(
-            f"{folder}: trained with another version of encoder {encoder.name} (other weights, "
-            "layers, precision or library versions); give the same weights with --weights or "
-            "train again"
+            f"{folder}: encoder {encoder.name} is not the one it was trained with (other weights, "
+            "or another version of deepspace); give the same weights with --weights, or train again"
         )
-    try:
-        arrays = load_file(folder / "weights.safetensors")
-    except (SafetensorError, OSError) as error:
-        raise InputError(
-            f"{folder}/weights.safetensors: damaged or missing; train the model again ({error})"
-        ) from error
+    arrays = _read_arrays(folder / "weights.safetensors", card.weights_sha256)
     names = tuple(gene.name for gene in card.genes)
-    target = ExpressionTarget(names, card.transform, arrays.pop("fractions"))
+    null = Null(arrays.pop("fractions"), card.depth, card.spots)
+    target = ExpressionTarget(names, card.transform, null)
     return MODELS[card.model](bench).restore(target, card.state, arrays), card
+
+
+def _found(weights: str | None) -> bool:
+    return weights is None or weights.startswith("random:") or Path(weights).exists()
+
+
+def _read_arrays(path: Path, digest: str) -> Arrays:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: missing; train the model again ({error})") from error
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise InputError(f"{path}: damaged, or not of this model.json; train the model again")
+    arrays: Arrays = load(content)
+    return arrays

@@ -70,10 +70,9 @@ def _section_block(facts: Mapping[str, Any]) -> str:
         rows.append(("counts", "none: an unmeasured section"))
     else:
         rows.append(("counts", f"{facts['spots_measured']} spots x {facts['genes']} genes"))
-        depth = (
-            f"median {facts['median_umis']:.0f} UMI and {facts['median_genes']:.0f} genes a spot"
-        )
-        rows.append(("depth", depth))
+        if facts["median_umis"] is not None:
+            genes = f"{facts['median_genes']:.0f} genes a spot"
+            rows.append(("depth", f"median {facts['median_umis']:.0f} UMI and {genes}"))
     if facts.get("clusters"):
         rows.append(("clusters", str(facts["clusters"])))
     if facts.get("overview"):

@@ -19,6 +19,8 @@ from deepspace.core.files import atomic_folder, atomic_path, check_output
 from deepspace.io.section import Section
 
 SUFFIXES = (".h5ad", ".zarr")
+# a folder that holds this was written as a zarr store
+ZARR = "zarr.json"
 MEAN = "mean"
 PROVENANCE = "provenance"
 HIRES_PX = 2000
@@ -172,7 +174,7 @@ def write_prediction(adata: AnnData, path: Path, *, overwrite: bool = False) -> 
         installed.
     """
     check_suffix(path)
-    check_output(path, overwrite=overwrite)
+    check_output(path, overwrite=overwrite, marker=ZARR if path.suffix == ".zarr" else None)
     if path.suffix == ".h5ad":
         _check_kind(path, folder=False)
         with atomic_path(path) as temporary:

@@ -8,14 +8,18 @@ from pathlib import Path
 
 from platformdirs import user_cache_path
 
-from deepspace.core.config import Config
 from deepspace.core.errors import InputError, Problems
 from deepspace.core.progress import log
 from deepspace.data.cache import ArrayCache
+from deepspace.data.patches import PatchSpec, read_all, white_patches
 from deepspace.data.targets import apply_qc
 from deepspace.io.checks import check_cohort, validate
 from deepspace.io.section import Section
 from deepspace.io.sheet import read_sheet
+from deepspace.models.registry import Workbench
+
+# enough pixels a patch to tell glass from tissue
+WHITE_PX = 64
 
 
 def default_cache() -> ArrayCache:
@@ -31,13 +35,29 @@ def read_cohort(sheet: Path) -> list[Section]:
     for section in sections:
         for fault in validate(section):
             problems.add(fault)
+    seen: dict[str, str] = {}
+    for section in sections:
+        if section.measured:
+            first = seen.setdefault(_content(section), section.section)
+            if first != section.section:
+                problems.add(
+                    f"sections {first} and {section.section} have the same image and the same "
+                    "spots; give each section once, or it is tested on what it was trained on"
+                )
     problems.raise_if_any()
     check_cohort(sections)
     return sections
 
 
-def measured_after_qc(sections: Sequence[Section], config: Config) -> list[Section]:
-    """Measured sections reduced to good spots; what was dropped is logged."""
+def _content(section: Section) -> str:
+    """The same for two entries of one section; several sections may share a scan."""
+    return f"{section.slide.content_hash()} {section.coords.tobytes().hex()}"
+
+
+def measured_after_qc(
+    sections: Sequence[Section], bench: Workbench
+) -> tuple[list[Section], list[str]]:
+    """Measured sections reduced to good spots, and one line a section about what was dropped."""
     for section in sections:
         for note in section.notes:
             log.info("note: section %s: %s", section.section, note)
@@ -46,7 +66,25 @@ def measured_after_qc(sections: Sequence[Section], config: Config) -> list[Secti
             "no section of the sheet has counts: at least one row needs counts and spots, "
             "spaceranger or h5ad to learn from"
         )
-    kept, report = apply_qc(sections, config.qc)
+    kept, report = apply_qc(sections, bench.config.qc)
+    if bench.config.qc.drop_white:
+        kept, more = _without_white(kept, bench)
+        report += more
     for line in report:
         log.info(line)
-    return kept
+    return kept, report
+
+
+def _without_white(
+    sections: Sequence[Section], bench: Workbench
+) -> tuple[list[Section], list[str]]:
+    """Sections without spots whose patch is mostly glass, in the encoder's narrowest view."""
+    kept, report = [], []
+    specs = bench.extractor(bench.config.encoder).encoder.specs
+    spec = PatchSpec(min(s.fov_um for s in specs), WHITE_PX)
+    for section in sections:
+        patches = read_all(section.slide, section.coords, spec, cache=bench.cache)
+        white = white_patches(patches)
+        report.append(f"{section.section}: {int(white.sum())} spots on glass left out")
+        kept.append(section.subset(~white))
+    return kept, report

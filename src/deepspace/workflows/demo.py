@@ -42,7 +42,7 @@ def demo(out: Path | str, *, seed: int = 0, overwrite: bool = False) -> str:
         What was done and found, for a terminal.
     """
     out = Path(out)
-    check_output(out, overwrite=overwrite)
+    check_output(out, overwrite=overwrite, marker="block/sheet.csv")
     with atomic_folder(out) as folder:
         report = _run(folder, seed)
     return f"{report}\n\nPictures and files: {out}\n{_contents()}"
@@ -105,8 +105,8 @@ def _contents() -> str:
         [
             "  inspect/            what was simulated: H&E, spots, counts",
             "  evaluation/         scores.png, genes.png, maps of held-out sections, tables",
-            "  *-spots.png         the unmeasured section, predicted at its spots",
-            "  *-between.png       the same between the spots: three times the density",
+            "  *-spots-maps.png    the unmeasured section, predicted at its spots",
+            "  *-between-maps.png  the same between the spots: three times the density",
             "  truth.png           predictions against the simulated truth",
             "  block/, model/      Space Ranger folders with a cohort sheet; the saved model",
         ]

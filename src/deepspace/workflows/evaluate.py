@@ -50,15 +50,19 @@ def evaluate(
         If the cohort, the configuration or `out` is wrong.
     """
     sheet, out, config = Path(sheet), Path(out), config or Config()
-    check_output(out, overwrite=overwrite)
+    check_output(out, overwrite=overwrite, marker="summary.json")
     benches = _benches(config, encoders)
     for bench in benches:
         bench.check(models)
-    sections = measured_after_qc(read_cohort(sheet), config)
-    found = evaluate_sections(sections, benches, models)
+    sections, report = measured_after_qc(read_cohort(sheet), benches[0])
+    found = evaluate_sections(sections, benches, list(dict.fromkeys(models)))
+    found.summary["quality_control"] = report
     files = [path for s in sections for path in s.sources.values()]
     found.summary["provenance"] = provenance(
-        "evaluate", config.model_dump(mode="json"), input_hashes(files), config.seed
+        "evaluate",
+        config.model_dump(mode="json"),
+        input_hashes(files, sheet.absolute().parent),
+        config.seed,
     )
     with atomic_folder(out) as folder:
         write_evaluation(found, folder)

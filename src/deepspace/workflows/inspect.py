@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from deepspace.core.errors import InputError
 from deepspace.core.files import check_output
 from deepspace.core.progress import track
@@ -33,12 +35,14 @@ def inspect(path: Path | str, out: Path | str, *, overwrite: bool = False) -> di
         ``sections``: one description each; ``problems``: everything wrong, empty if nothing.
     """
     path, out = Path(path), Path(out)
-    check_output(out, overwrite=overwrite)
     sections = read_sheet(path)
+    for section in sections:
+        check_output(out / f"{section.section}.png", overwrite=overwrite)
     described = []
     for section in track(sections, total=len(sections), text="inspecting"):
         facts = section.describe()
-        facts["overview"] = _draw(section, out)
+        facts["overview"], more = _draw(section, out)
+        facts["problems"] += more
         described.append(facts)
     problems = [
         f"section {facts['section']}: {fault}" for facts in described for fault in facts["problems"]
@@ -50,10 +54,16 @@ def inspect(path: Path | str, out: Path | str, *, overwrite: bool = False) -> di
     return {"path": str(path), "sections": described, "problems": problems}
 
 
-def _draw(section: Section, out: Path) -> str | None:
-    """Overview picture of one section; without mpp there is no scale to draw it to."""
-    if section.slide.mpp is None:
-        return None
+def _draw(section: Section, out: Path) -> tuple[str | None, list[str]]:
+    """Overview picture of one section, where there is a scale, and what the mask shows wrong."""
+    counts = section.counts
+    unusable = counts is not None and (counts.n_obs == 0 or not np.isfinite(counts.X.data).all())
+    if section.slide.mpp is None or unusable:
+        return None, []
+    tissue = tissue_mask(section.slide)
+    problems = []
+    if not tissue.mask.any():
+        problems.append(f"{section.slide.path}: no tissue found; is it the H&E image, and the mpp?")
     path = out / f"{section.section}.png"
-    save(overview(section, tissue_mask(section.slide)), path)
-    return str(path)
+    save(overview(section, tissue), path)
+    return str(path), problems

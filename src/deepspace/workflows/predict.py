@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,19 +13,20 @@ from anndata import AnnData
 from numpy.typing import NDArray
 
 from deepspace.core import keys
-from deepspace.core.errors import InputError
+from deepspace.core.errors import InputError, Problems
 from deepspace.core.files import check_output, sha256
 from deepspace.core.progress import log, track
 from deepspace.core.provenance import input_hashes, provenance
 from deepspace.data.coords import between_spots, grid
 from deepspace.data.tissue import tissue_mask
+from deepspace.io.checks import validate
 from deepspace.io.section import Section
 from deepspace.io.sheet import read_sheet
 from deepspace.io.slide import Slide
 from deepspace.models.base import SavablePredictor
 from deepspace.models.store import ModelCard, load_model
 from deepspace.output.plot import spot_size_um
-from deepspace.output.write import check_suffix, prediction_anndata, write_prediction
+from deepspace.output.write import ZARR, check_suffix, prediction_anndata, write_prediction
 from deepspace.workflows.cohort import default_cache
 from deepspace.workflows.figures import draw_prediction
 
@@ -50,11 +52,9 @@ def points_at(section: Section, at: str) -> Points:
     InputError
         If `at` is not understood, or needs spots that the section does not have.
     """
-    if at.startswith("grid"):
+    if grid_stride(at):
         tissue = tissue_mask(section.slide)
         return _lattice(section, grid(section.slide, tissue, grid_stride(at)), "grid")
-    if at not in ("spots", "between"):
-        raise InputError(f"--at {at}: give spots, between or grid:UM, as in grid:20")
     if section.spots is None:
         raise InputError(
             f"section {section.section}: has no spots, so --at {at} is not possible; use "
@@ -75,11 +75,16 @@ def grid_stride(at: str) -> float:
     """Stride in micrometres of ``grid:UM``; 0 for anything else."""
     kind, _, number = at.partition(":")
     if kind != "grid":
+        if at not in ("spots", "between"):
+            raise InputError(f"--at {at}: give spots, between or grid:UM, as in grid:20")
         return 0.0
     try:
-        return float(number)
+        stride = float(number)
     except ValueError:
         raise InputError(f"--at {at}: give the stride in micrometres, as in grid:20") from None
+    if not 0 < stride < math.inf:
+        raise InputError(f"--at {at}: the stride is in micrometres and must be above 0")
+    return stride
 
 
 def _lattice(section: Section, coords: FloatArray, kind: str) -> Points:
@@ -160,22 +165,34 @@ def predict(
         ``X`` the predicted log1p of counts per 10,000; see the README for the rest.
     """
     model, sheet = Path(model), Path(sheet)
+    grid_stride(at)  # a wrong --at is told before anything is read
     if out is not None:
         out = Path(out)
         check_suffix(out)
-        check_output(out, overwrite=overwrite)
-    chosen = _one_section(sheet, section)
+        marker = ZARR if out.suffix == ".zarr" else None
+        check_output(out, overwrite=overwrite, marker=marker)
+        check_output(picture_of(out), overwrite=overwrite)
+    chosen = _one_section(sheet, section, out)
     for note in chosen.notes:
         log.info("note: %s", note)
     predictor, card = load_model(model, cache=default_cache(), weights=weights)
     points = points_at(chosen, at)
     chosen = chosen.without_counts()
+    trained_on = any(t.slide_sha256 == chosen.slide.content_hash() for t in card.training)
+    if trained_on:
+        log.info("note: the model was trained on this section; scores are of held-out sections")
     log.info("predicting %d genes at %d points of %s", len(card.genes), len(points.coords), section)
     values = predict_at(predictor, chosen.slide, points.coords)
-    result = _to_anndata(chosen, points, values, card, _record(model, chosen, card, at))
+    result = _to_anndata(
+        chosen,
+        points,
+        values,
+        card,
+        _record(model, chosen, card, at, sheet, in_training=trained_on),
+    )
     if out is not None:
         write_prediction(result, out, overwrite=overwrite)
-        draw_prediction(result, chosen, out.with_suffix(".png"), side_um=grid_stride(at))
+        draw_prediction(result, chosen, picture_of(out), side_um=grid_stride(at))
     return result
 
 
@@ -201,18 +218,42 @@ def _to_anndata(
     )
 
 
-def _one_section(sheet: Path, section: str) -> Section:
-    return read_sheet(sheet, only=[section])[0]
+def picture_of(out: Path) -> Path:
+    """Name of the picture that goes with a prediction."""
+    return out.with_name(f"{out.stem}-maps.png")
 
 
-def _record(model: Path, section: Section, card: ModelCard, at: str) -> dict[str, Any]:
+def _one_section(sheet: Path, section: str, out: Path | None) -> Section:
+    """The section to predict, checked; `out` must not be one of its own files."""
+    found = read_sheet(sheet, only=[section])[0]
+    problems = Problems(f"{sheet}: section {section}")
+    if found.section != section:
+        problems.add(f"there is no such section, only {found.section}; correct --section")
+    outputs = () if out is None else (out.resolve(), picture_of(out).resolve())
+    for role, path in found.sources.items():
+        if path.resolve() in outputs:
+            problems.add(f"{path} is its {role}; choose another --out")
+    # its counts are not used, so nothing is asked of them
+    for fault in validate(found.without_counts()):
+        problems.add(fault)
+    problems.raise_if_any()
+    return found
+
+
+def _record(
+    model: Path, section: Section, card: ModelCard, at: str, sheet: Path, *, in_training: bool
+) -> dict[str, Any]:
     """Provenance of a prediction; the section's counts are no input of it."""
-    files = [path for role, path in section.sources.items() if role in ("image", "spots")]
-    record = provenance(
-        "predict", card.provenance["config"], input_hashes(files), card.provenance["seed"]
-    )
+    roles = ("image", "spots", "scalefactors", "metadata")
+    files = [path for role, path in section.sources.items() if role in roles]
+    hashes = input_hashes(files, sheet.absolute().parent)
+    record = provenance("predict", card.provenance["config"], hashes, card.provenance["seed"])
     return record | {
         "at": at,
+        "mpp": section.slide.mpp,
+        "mpp_source": section.slide.mpp_source,
+        "in_training": in_training,
+        "score_split": card.scores["split"],
         "section": section.section,
         "model": card.model,
         "encoder": card.encoder.config.name,

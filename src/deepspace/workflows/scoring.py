@@ -16,7 +16,7 @@ from deepspace.core.errors import InputError
 from deepspace.core.metrics import METRICS, mean_of_best
 from deepspace.core.progress import log
 from deepspace.data.ceiling import reliability
-from deepspace.data.splits import LEAK_WARNING, Fold, SplitOptions, make_folds
+from deepspace.data.splits import LEAK_WARNING, Fold, SplitOptions, make_folds, widest_step
 from deepspace.data.targets import ExpressionTarget, fit_target
 from deepspace.io.section import Section
 from deepspace.models.base import Predictor
@@ -27,6 +27,7 @@ Builder = Callable[[], Predictor]
 
 BEST = 50
 CEILING = "ceiling"
+RELATIVE = ("pearson", "spearman")
 
 
 @dataclass
@@ -34,13 +35,14 @@ class HeldOut:
     """Values of one section, put together from the folds that held its spots out.
 
     `measured` and each entry of `predicted` have shape (spots, genes), NaN where a fold did
-    not choose the gene; `ceiling` has shape (genes,).
+    not choose the gene; `ceiling` has shape (genes,) and `fold` (spots,).
     """
 
     section: Section
     genes: list[str]
     measured: FloatArray
     ceiling: FloatArray
+    fold: NDArray[np.int64]
     predicted: dict[str, FloatArray] = field(default_factory=dict)
 
 
@@ -87,10 +89,12 @@ def evaluate_sections(
     for bench in benches:
         bench.check(models)
     config = benches[0].config
-    builders = _builders(benches, models)
+    how = resolved_split(sections, config)
+    builders = _builders(benches, models, how)
+    _remember(sections, benches)
     options = SplitOptions(config.split.folds, _gap_um(benches), config.seed)
     held_out: dict[str, HeldOut] = {}
-    folds = make_folds(sections, config.split.how, options)
+    folds = make_folds(sections, how, options)
     for number, fold in enumerate(folds, start=1):
         training = fold.training(sections)
         target = fit_target(training, config.target)
@@ -101,14 +105,30 @@ def evaluate_sections(
                 if section.section in fold.test:
                     if section.section not in held_out:
                         held_out[section.section] = _empty(section, target, config)
-                    _fill(held_out[section.section], name, predictor, fold, target)
-    scores = score_table(held_out)
-    return Evaluation(scores, summarise(scores, config, len(folds)), held_out)
+                    slot = held_out[section.section]
+                    slot.fold[fold.test[section.section]] = number
+                    _fill(slot, name, predictor, fold, target)
+    scores = score_table(held_out, how)
+    return Evaluation(scores, summarise(scores, config, how, len(folds)), held_out)
 
 
-def _builders(benches: Sequence[Workbench], models: Sequence[str]) -> dict[str, Builder]:
+def resolved_split(sections: Sequence[Section], config: Config) -> str:
+    """The configured split; ``auto`` is the widest step that the sections allow."""
+    how = config.split.how
+    return widest_step(sections) if how == "auto" else how
+
+
+def _remember(sections: Sequence[Section], benches: Sequence[Workbench]) -> None:
+    """Encode every spot once, so that folds only pick rows."""
+    for bench in benches:
+        for section in sections:
+            bench.extractor(bench.config.encoder).remember(section.slide, section.coords)
+            bench.colour.remember(section.slide, section.coords)
+
+
+def _builders(benches: Sequence[Workbench], models: Sequence[str], how: str) -> dict[str, Builder]:
     """Models under names that tell encoders apart, then the baselines."""
-    inner = _inner_benches(benches)
+    inner = [bench.bridging(INNER[how]) for bench in benches]
     builders: dict[str, Builder] = {
         model_label(model, bench.config): partial(MODELS[model], bench)
         for model in models
@@ -125,18 +145,6 @@ def model_label(model: str, config: Config) -> str:
 
 # what an inner choice leaves out, so that it bridges the distance of the outer split
 INNER = {"section": "section", "patient": "patient", "block": "block", "spot": "section"}
-
-
-def _inner_benches(benches: Sequence[Workbench]) -> list[Workbench]:
-    """Benches whose penalties are chosen for the distance that the split has to bridge."""
-    adjusted = []
-    for bench in benches:
-        config = bench.config
-        if config.probe.bridge == "auto":
-            bridge = INNER[config.split.how]
-            config = config.with_values(probe={"bridge": bridge})
-        adjusted.append(Workbench(config, bench.cache, bench.extractors))
-    return adjusted
 
 
 def _gap_um(benches: Sequence[Workbench]) -> float:
@@ -163,6 +171,7 @@ def _empty(section: Section, target: ExpressionTarget, config: Config) -> HeldOu
         genes=list(here.names),
         measured=np.full((len(section.coords), len(here.names)), np.nan),
         ceiling=reliability(counts, here, seed=config.seed).ceiling,
+        fold=np.zeros(len(section.coords), dtype=np.int64),
     )
 
 
@@ -182,23 +191,42 @@ def _fill(
     slot.measured[np.ix_(rows, here)] = measured[rows]
 
 
-def score_table(held_out: dict[str, HeldOut]) -> pd.DataFrame:
-    """Tidy scores of every model, section and gene that was predicted at every spot."""
+def _within_folds(values: FloatArray, fold: NDArray[np.int64]) -> FloatArray:
+    """Values minus their mean in each fold.
+
+    Where a section is held out piece by piece, each piece's training mean is high where the piece
+    itself is low: pooled as they are, even the gene mean would correlate (negatively).
+    """
+    centred = np.empty_like(values)
+    for number in np.unique(fold):
+        rows = fold == number
+        # a constant stays exactly constant
+        centred[rows] = values[rows] - values[rows].mean(axis=0)
+    return centred
+
+
+def score_table(held_out: dict[str, HeldOut], how: str) -> pd.DataFrame:
+    """Tidy scores of every model, section and gene that was predicted at every spot.
+
+    Correlations are taken within folds (`_within_folds`); errors are those of the values.
+    """
     parts = []
     for name, slot in held_out.items():
         for model, predicted in slot.predicted.items():
             whole = ~(np.isnan(predicted) | np.isnan(slot.measured)).any(axis=0)
             if not whole.any():
                 continue
-            measured, values = slot.measured[:, whole], predicted[:, whole]
+            pair = slot.measured[:, whole], predicted[:, whole]
+            centred = tuple(_within_folds(values, slot.fold) for values in pair)
             parts.append(
                 pd.DataFrame(
                     {
                         "model": model,
+                        "split": how,
                         "section": name,
                         "gene": np.array(slot.genes)[whole],
-                        "spots": len(measured),
-                        **{metric: score(measured, values) for metric, score in METRICS.items()},
+                        "spots": len(slot.fold),
+                        **{m: f(*(centred if m in RELATIVE else pair)) for m, f in METRICS.items()},
                         CEILING: slot.ceiling[whole],
                     }
                 )
@@ -214,7 +242,7 @@ def gene_means(scores: pd.DataFrame, model: str) -> pd.DataFrame:
     return chosen.groupby("gene", sort=False)[[*METRICS, CEILING]].mean()
 
 
-def summarise(scores: pd.DataFrame, config: Config, folds: int) -> dict[str, Any]:
+def summarise(scores: pd.DataFrame, config: Config, how: str, folds: int) -> dict[str, Any]:
     """Summary of a tidy table as JSON values."""
     models: dict[str, Any] = {}
     for model in scores["model"].unique():
@@ -232,7 +260,7 @@ def summarise(scores: pd.DataFrame, config: Config, folds: int) -> dict[str, Any
     ceiling = gene_means(scores, scores["model"].iloc[0])[CEILING]
     summary: dict[str, Any] = {
         "not_applicable": [name for name in BASELINES if name not in models],
-        "split": config.split.how,
+        "split": how,
         "folds": folds,
         "genes": config.target.genes,
         "transform": config.target.transform,
@@ -242,7 +270,7 @@ def summarise(scores: pd.DataFrame, config: Config, folds: int) -> dict[str, Any
             "best50_pearson": _rounded(mean_of_best(ceiling.to_numpy(), BEST)),
         },
     }
-    if config.split.how == "spot":
+    if how == "spot":
         summary["warning"] = LEAK_WARNING
     return summary
 

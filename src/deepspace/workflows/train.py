@@ -14,14 +14,16 @@ from deepspace.core.config import Config
 from deepspace.core.files import check_output
 from deepspace.core.progress import log
 from deepspace.core.provenance import input_hashes, provenance
+from deepspace.data.splits import widest_step
 from deepspace.data.targets import fit_target
 from deepspace.io.section import Section
 from deepspace.models.base import SavablePredictor
-from deepspace.models.registry import MODELS, Workbench
+from deepspace.models.registry import MODELS, Workbench, resolved
 from deepspace.models.store import EncoderCard, GeneCard, ModelCard, TrainingCard, save_model
 from deepspace.workflows.cohort import default_cache, measured_after_qc, read_cohort
 from deepspace.workflows.scoring import (
     CEILING,
+    INNER,
     Evaluation,
     evaluate_sections,
     gene_means,
@@ -71,29 +73,50 @@ def train(
         If the cohort, the configuration or `out` is wrong.
     """
     sheet, out, config = Path(sheet), Path(out), config or Config()
-    check_output(out, overwrite=overwrite)
+    check_output(out, overwrite=overwrite, marker="model.json")
     bench = Workbench.of(config, default_cache())
     bench.check([model])
-    sections = measured_after_qc(read_cohort(sheet), config)
-    trained = train_sections(sections, bench, model)
+    sections, report = measured_after_qc(read_cohort(sheet), bench)
+    trained = train_sections(sections, bench, model, root=sheet.absolute().parent)
+    trained.card.scores["quality_control"] = report
     save_model(out, trained.predictor, trained.card)
     return trained
 
 
-def train_sections(sections: Sequence[Section], bench: Workbench, model: str = "probe") -> Trained:
-    """Train on measured sections that passed quality control; nothing is written."""
+def train_sections(
+    sections: Sequence[Section],
+    bench: Workbench,
+    model: str = "probe",
+    *,
+    root: Path | None = None,
+) -> Trained:
+    """Train on measured sections that passed quality control; nothing is written.
+
+    Paths in the provenance are relative to `root`, the folder of the cohort sheet.
+    """
     bench.check([model])
-    config = bench.config
-    if len(sections) == 1 and config.split.how == "section":
-        log.info("one measured section: scores come from held-out blocks of it")
-        config = config.with_values(split={"how": "block"})
-        bench = Workbench(config, bench.cache, bench.extractors)
+    how = _honest_split(sections, bench.config)
+    bench = Workbench(bench.config.with_values(split={"how": how}), bench.cache, bench.extractors)
+    log.info("scores come from held-out data, split by %s", how)
     evaluation = evaluate_sections(sections, [bench], [model])
     log.info("fitting %s on %d sections", model, len(sections))
-    predictor = MODELS[model](bench)
-    predictor.fit(sections, fit_target(sections, config.target))
-    card = _card(predictor, model, bench, sections, evaluation)
+    # the same choice of penalties as in the evaluation, whose scores the model carries
+    predictor = MODELS[model](bench.bridging(INNER[how]))
+    predictor.fit(sections, fit_target(sections, bench.config.target))
+    card = _card(predictor, model, bench, sections, evaluation, root or Path.cwd())
     return Trained(predictor, card, evaluation)
+
+
+def _honest_split(sections: Sequence[Section], config: Config) -> str:
+    """Split for the scores that a model carries: never random spots, and one that is possible."""
+    how = config.split.how
+    if how == "spot":
+        log.info("random spots leak; the model's own scores come from an honest split instead")
+        return widest_step(sections)
+    found = widest_step(sections, how)
+    if how not in ("auto", found):
+        log.info("no second %s to hold out: split by %s instead", how, found)
+    return found
 
 
 def _card(
@@ -102,6 +125,7 @@ def _card(
     bench: Workbench,
     sections: Sequence[Section],
     evaluation: Evaluation,
+    root: Path,
 ) -> ModelCard:
     config = bench.config
     encoder = bench.extractor(config.encoder).encoder
@@ -111,20 +135,29 @@ def _card(
     return ModelCard(
         model=model,
         transform=predictor.target.transform,
+        depth=predictor.target.null.depth,
+        spots=predictor.target.null.spots,
         genes=gene_cards(evaluation.scores, label, predictor.target.names),
         encoder=EncoderCard(
-            config=config.encoder,
+            config=resolved(config.encoder, encoder),
             key=encoder.key(),
             fov_um=tuple(s.fov_um for s in encoder.specs),
             patch_px=tuple(s.size_px for s in encoder.specs),
         ),
         training=tuple(
-            TrainingCard(section=s.section, patient=s.patient, spots=len(s.coords))
+            TrainingCard(
+                section=s.section,
+                patient=s.patient,
+                spots=len(s.coords),
+                slide_sha256=s.slide.content_hash(),
+                mpp=s.slide.require_mpp(),
+                mpp_source=s.slide.mpp_source,
+            )
             for s in sections
         ),
         scores=evaluation.summary,
         provenance=provenance(
-            "train", config.model_dump(mode="json"), input_hashes(files), config.seed
+            "train", config.model_dump(mode="json"), input_hashes(files, root), config.seed
         ),
         state=values,
     )
@@ -133,17 +166,19 @@ def _card(
 def gene_cards(scores: pd.DataFrame, model: str, genes: Sequence[str]) -> tuple[GeneCard, ...]:
     """Held-out score and verdict of each gene.
 
-    A gene is predictable if its mean held-out Pearson correlation is at least 0.2 and above 0
-    by Fisher's z test over all held-out spots, at a false discovery rate of 5 % over the genes
-    (Benjamini & Hochberg 1995). Genes that were not chosen in every fold have no score.
+    A gene is predictable if it was scored in every held-out section, its mean held-out Pearson
+    correlation is at least 0.2, and that is above 0 by Fisher's z test with
+    Benjamini-Hochberg at 5 %. The test takes spots as independent, which neighbouring spots are
+    not: it is a filter against chance in small cohorts, not a guaranteed false discovery rate.
     """
+    chosen = scores[scores["model"] == model]
     means = gene_means(scores, model).reindex(list(genes))
-    spots = scores[scores["model"] == model].groupby("section")["spots"].first()
+    seen = chosen.groupby("gene")["section"].nunique().reindex(list(genes)).fillna(0).to_numpy()
+    degrees = (chosen["spots"] - 3).groupby(chosen["gene"]).sum().reindex(list(genes))
     r = means["pearson"].fillna(0.0).clip(-0.999, 0.999).to_numpy()
-    # one z a section, averaged: degrees of freedom add up over sections
-    z = np.arctanh(r) * np.sqrt(max(float((spots - 3).sum()), 1.0))
+    z = np.arctanh(r) * np.sqrt(degrees.fillna(1.0).clip(lower=1.0).to_numpy())
     rejected = false_discovery_control(norm.sf(z)) <= FDR
-    good = rejected & (r >= LEAST_SCORE)
+    good = rejected & (r >= LEAST_SCORE) & (seen == chosen["section"].nunique())
     return tuple(
         GeneCard(
             name=gene,
