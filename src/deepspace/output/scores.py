@@ -27,6 +27,15 @@ RANGE = "range of sections"
 LIST_IN = 3.6
 CURVE_IN = 5.4
 AXIS = "held-out Pearson r"
+LEAKY = "spot"
+
+
+def _split_of(scores: pd.DataFrame) -> str:
+    """How the data were held out, for a heading; random spots are called what they are."""
+    if "split" not in scores:
+        return ""
+    how = str(scores["split"].iloc[0])
+    return ", split by random spots (LEAKS)" if how == LEAKY else f", split by {how}"
 
 
 def score_summary(scores: pd.DataFrame, baselines: Sequence[str] = ()) -> Figure:
@@ -58,9 +67,8 @@ def score_summary(scores: pd.DataFrame, baselines: Sequence[str] = ()) -> Figure
             (left / width, 0.85 / height, panel_in / width, 0.32 * len(names) / height)
         )
         _draw_summary(axes, scores, names, baselines, best)
-        axes.set_title(
-            f"all {genes:,} genes" if best is None else f"best {best} genes", fontsize=10
-        )
+        which = f"all {genes:,} genes" if best is None else f"best {best} genes"
+        axes.set_title(which + _split_of(scores), fontsize=10)
         axes.set_yticks(range(len(names)), names if number == 0 else [""] * len(names), fontsize=9)
         if number == 0:
             for text, name in zip(axes.get_yticklabels(), names, strict=True):
@@ -172,7 +180,8 @@ def gene_scores(scores: pd.DataFrame, model: str, baselines: Sequence[str] = ())
         axes = figure.add_axes(place(0.65, CURVE_IN - 0.15))
         _draw_curves(axes, table, ranked, curves)
         axes.set_title(f"all {len(ranked):,} genes, best first", fontsize=10, loc="left")
-    figure.text(0.1 / width, 1 - 0.16 / height, model, fontsize=12, va="center")
+    title = model + _split_of(scores)
+    figure.text(0.1 / width, 1 - 0.16 / height, title, fontsize=12, va="center")
     handles = [
         _dot(MODEL_COLOUR, 6, "mean over sections"),
         _dot(MODEL_COLOUR, 3, "one section", alpha=0.45),

@@ -28,10 +28,21 @@ def default_cache() -> ArrayCache:
     return ArrayCache(Path(folder) if folder else user_cache_path("deepspace"))
 
 
-def read_cohort(sheet: Path) -> list[Section]:
-    """Read every section of a sheet and refuse the classic mistakes, all listed at once."""
-    sections = read_sheet(sheet)
-    problems = Problems(str(sheet))
+# a sheet on disk, or sections in memory
+Cohort = Path | str | Sequence[Section]
+
+
+def cohort_root(cohort: Cohort) -> Path:
+    """Folder that paths in the provenance are relative to: the sheet's, or the current one."""
+    return Path(cohort).absolute().parent if isinstance(cohort, str | Path) else Path.cwd()
+
+
+def read_cohort(cohort: Cohort) -> list[Section]:
+    """Sections of a cohort; the classic mistakes are refused, all listed at once."""
+    if isinstance(cohort, str | Path):
+        sections, problems = read_sheet(cohort), Problems(str(cohort))
+    else:
+        sections, problems = list(cohort), Problems("the sections")
     for section in sections:
         for fault in validate(section):
             problems.add(fault)

@@ -12,14 +12,20 @@ from deepspace.core.provenance import input_hashes, provenance
 from deepspace.models.encoders import needs_weights
 from deepspace.models.features import FeatureExtractor
 from deepspace.models.registry import Workbench
-from deepspace.workflows.cohort import default_cache, measured_after_qc, read_cohort
+from deepspace.workflows.cohort import (
+    Cohort,
+    cohort_root,
+    default_cache,
+    measured_after_qc,
+    read_cohort,
+)
 from deepspace.workflows.figures import write_evaluation
 from deepspace.workflows.scoring import Evaluation, evaluate_sections
 
 
 def evaluate(
-    sheet: Path | str,
-    out: Path | str,
+    sheet: Cohort,
+    out: Path | str | None = None,
     *,
     models: Sequence[str] = ("probe",),
     encoders: Sequence[str] | None = None,
@@ -30,11 +36,11 @@ def evaluate(
 
     Parameters
     ----------
-    sheet : Path or str
-        Cohort sheet (CSV) or one Space Ranger ``outs/`` folder.
-    out : Path or str
-        Folder to write: ``scores.parquet`` and ``scores.csv`` (tidy), ``summary.json``,
-        ``scores.png``, ``genes.png``, and ``maps-SECTION.png``.
+    sheet : Path, str or sequence of Section
+        Cohort sheet (CSV), one Space Ranger ``outs/`` folder, or sections in memory.
+    out : Path or str, optional
+        Folder to write, nothing without it: ``scores.parquet`` and ``scores.csv`` (tidy),
+        ``summary.json``, ``scores.png``, ``genes.png``, and ``maps-SECTION.png``.
     models : sequence of str
         Keys of the table of models.
     encoders : sequence of str, optional
@@ -49,8 +55,10 @@ def evaluate(
     InputError
         If the cohort, the configuration or `out` is wrong.
     """
-    sheet, out, config = Path(sheet), Path(out), config or Config()
-    check_output(out, overwrite=overwrite, marker="summary.json")
+    config = config or Config()
+    if out is not None:
+        out = Path(out)
+        check_output(out, overwrite=overwrite, marker="summary.json")
     benches = _benches(config, encoders)
     for bench in benches:
         bench.check(models)
@@ -61,11 +69,12 @@ def evaluate(
     found.summary["provenance"] = provenance(
         "evaluate",
         config.model_dump(mode="json"),
-        input_hashes(files, sheet.absolute().parent),
+        input_hashes(files, cohort_root(sheet)),
         config.seed,
     )
-    with atomic_folder(out) as folder:
-        write_evaluation(found, folder)
+    if out is not None:
+        with atomic_folder(out) as folder:
+            write_evaluation(found, folder)
     return found
 
 

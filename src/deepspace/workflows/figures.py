@@ -42,12 +42,16 @@ def write_evaluation(found: Evaluation, folder: Path) -> None:
     save(score_summary(found.scores, list(BASELINES)), folder / "scores.png")
     save(gene_scores(found.scores, model, list(BASELINES)), folder / "genes.png")
     means = gene_means(found.scores, model)
+    unit = UNITS[found.summary["transform"]]
     for name, slot in found.held_out.items():
         path = folder / f"maps-{name}.png"
-        draw_held_out(slot, model, means, path, unit=UNITS[found.summary["transform"]])
+        if set(typical_genes(means)) & set(slot.genes):
+            draw_held_out(slot, model, means, path, split=found.summary["split"], unit=unit)
 
 
-def draw_held_out(slot: HeldOut, model: str, means: pd.DataFrame, path: Path, *, unit: str) -> None:
+def draw_held_out(
+    slot: HeldOut, model: str, means: pd.DataFrame, path: Path, *, split: str, unit: str
+) -> None:
     """Maps of measured, predicted and both for the typical genes of one held-out section."""
     section, values = slot.section, slot.predicted[model]
     genes = [g for g in typical_genes(means) if g in slot.genes]
@@ -66,7 +70,7 @@ def draw_held_out(slot: HeldOut, model: str, means: pd.DataFrame, path: Path, *,
         )
         for gene, j in zip(genes, columns, strict=True)
     ]
-    title = f"Section {section.section}, held out: {model}"
+    title = f"Section {section.section}, held out: {model}, split by {split}"
     backdrop = Backdrop.of(section.slide)
     figure = expression_maps(backdrop, maps, spots, spots, title=title, unit=unit)
     save(figure, path)

@@ -27,8 +27,9 @@ from deepspace.models.base import SavablePredictor
 from deepspace.models.store import ModelCard, load_model
 from deepspace.output.plot import spot_size_um
 from deepspace.output.write import ZARR, check_suffix, prediction_anndata, write_prediction
-from deepspace.workflows.cohort import default_cache
+from deepspace.workflows.cohort import cohort_root, default_cache
 from deepspace.workflows.figures import draw_prediction
+from deepspace.workflows.train import Trained
 
 FloatArray = NDArray[np.float64]
 
@@ -129,27 +130,27 @@ def predict_at(predictor: SavablePredictor, slide: Slide, coords: FloatArray) ->
 
 
 def predict(
-    model: Path | str,
-    sheet: Path | str,
+    model: Path | str | Trained,
+    sheet: Path | str | Section,
     *,
-    section: str,
+    section: str | None = None,
     out: Path | str | None = None,
     at: str = "spots",
     weights: Path | None = None,
     overwrite: bool = False,
 ) -> AnnData:
-    """Predict one section of a sheet with a saved model.
+    """Predict one section with a trained model.
 
     The section's own counts are never looked at: they are dropped as soon as they are read.
 
     Parameters
     ----------
-    model : Path or str
-        Folder written by `train`.
-    sheet : Path or str
-        Cohort sheet, or one Space Ranger ``outs/`` folder.
-    section : str
-        Which section.
+    model : Path, str or Trained
+        Folder written by `train`, or what `train` returned.
+    sheet : Path, str or Section
+        Cohort sheet, one Space Ranger ``outs/`` folder, or a section in memory.
+    section : str, optional
+        Which section of the sheet; not needed where there is only one.
     out : Path or str, optional
         ``.h5ad`` file or ``.zarr`` folder to write; nothing is written without it.
     at : str
@@ -164,7 +165,6 @@ def predict(
     AnnData
         ``X`` the predicted log1p of counts per 10,000; see the README for the rest.
     """
-    model, sheet = Path(model), Path(sheet)
     grid_stride(at)  # a wrong --at is told before anything is read
     if out is not None:
         out = Path(out)
@@ -175,20 +175,25 @@ def predict(
     chosen = _one_section(sheet, section, out)
     for note in chosen.notes:
         log.info("note: %s", note)
-    predictor, card = load_model(model, cache=default_cache(), weights=weights)
+    if isinstance(model, Trained):
+        predictor, card = model.predictor, model.card
+    else:
+        predictor, card = load_model(Path(model), cache=default_cache(), weights=weights)
     points = points_at(chosen, at)
     chosen = chosen.without_counts()
     trained_on = any(t.slide_sha256 == chosen.slide.content_hash() for t in card.training)
     if trained_on:
         log.info("note: the model was trained on this section; scores are of held-out sections")
-    log.info("predicting %d genes at %d points of %s", len(card.genes), len(points.coords), section)
+    size = len(card.genes), len(points.coords)
+    log.info("predicting %d genes at %d points of %s", *size, chosen.section)
     values = predict_at(predictor, chosen.slide, points.coords)
+    root = Path.cwd() if isinstance(sheet, Section) else cohort_root(sheet)
     result = _to_anndata(
         chosen,
         points,
         values,
         card,
-        _record(model, chosen, card, at, sheet, in_training=trained_on),
+        _record(model, chosen, card, at, root, in_training=trained_on),
     )
     if out is not None:
         write_prediction(result, out, overwrite=overwrite)
@@ -223,11 +228,18 @@ def picture_of(out: Path) -> Path:
     return out.with_name(f"{out.stem}-maps.png")
 
 
-def _one_section(sheet: Path, section: str, out: Path | None) -> Section:
+def _one_section(sheet: Path | str | Section, section: str | None, out: Path | None) -> Section:
     """The section to predict, checked; `out` must not be one of its own files."""
-    found = read_sheet(sheet, only=[section])[0]
-    problems = Problems(f"{sheet}: section {section}")
-    if found.section != section:
+    if isinstance(sheet, Section):
+        found, where = sheet, "the section given"
+    else:
+        sections = read_sheet(sheet, only=None if section is None else [section])
+        found, where = sections[0], str(sheet)
+        if section is None and len(sections) > 1:
+            names = ", ".join(s.section for s in sections)
+            raise InputError(f"{sheet}: holds sections {names}; say which one with section=")
+    problems = Problems(f"{where}: section {section or found.section}")
+    if section is not None and found.section != section:
         problems.add(f"there is no such section, only {found.section}; correct --section")
     outputs = () if out is None else (out.resolve(), picture_of(out).resolve())
     for role, path in found.sources.items():
@@ -241,13 +253,24 @@ def _one_section(sheet: Path, section: str, out: Path | None) -> Section:
 
 
 def _record(
-    model: Path, section: Section, card: ModelCard, at: str, sheet: Path, *, in_training: bool
+    model: Path | str | Trained,
+    section: Section,
+    card: ModelCard,
+    at: str,
+    root: Path,
+    *,
+    in_training: bool,
 ) -> dict[str, Any]:
     """Provenance of a prediction; the section's counts are no input of it."""
     roles = ("image", "spots", "scalefactors", "metadata")
     files = [path for role, path in section.sources.items() if role in roles]
-    hashes = input_hashes(files, sheet.absolute().parent)
-    record = provenance("predict", card.provenance["config"], hashes, card.provenance["seed"])
+    record = provenance(
+        "predict",
+        card.provenance["config"],
+        input_hashes(files, root),
+        card.provenance["seed"],
+    )
+    card_file = None if isinstance(model, Trained) else Path(model) / "model.json"
     return record | {
         "at": at,
         "mpp": section.slide.mpp,
@@ -257,8 +280,6 @@ def _record(
         "section": section.section,
         "model": card.model,
         "encoder": card.encoder.config.name,
-        "model_sha256": {
-            name: sha256(model / name) for name in ("model.json", "weights.safetensors")
-        },
+        "model_sha256": "not saved" if card_file is None else sha256(card_file),
         "training": [t.model_dump() for t in card.training],
     }

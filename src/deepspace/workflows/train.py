@@ -20,7 +20,13 @@ from deepspace.io.section import Section
 from deepspace.models.base import SavablePredictor
 from deepspace.models.registry import MODELS, Workbench, resolved
 from deepspace.models.store import EncoderCard, GeneCard, ModelCard, TrainingCard, save_model
-from deepspace.workflows.cohort import default_cache, measured_after_qc, read_cohort
+from deepspace.workflows.cohort import (
+    Cohort,
+    cohort_root,
+    default_cache,
+    measured_after_qc,
+    read_cohort,
+)
 from deepspace.workflows.scoring import (
     CEILING,
     INNER,
@@ -45,8 +51,8 @@ class Trained:
 
 
 def train(
-    sheet: Path | str,
-    out: Path | str,
+    sheet: Cohort,
+    out: Path | str | None = None,
     *,
     model: str = "probe",
     config: Config | None = None,
@@ -56,10 +62,10 @@ def train(
 
     Parameters
     ----------
-    sheet : Path or str
-        Cohort sheet (CSV) or one Space Ranger ``outs/`` folder.
-    out : Path or str
-        Folder to write: ``model.json`` and ``weights.safetensors``.
+    sheet : Path, str or sequence of Section
+        Cohort sheet (CSV), one Space Ranger ``outs/`` folder, or sections in memory.
+    out : Path or str, optional
+        Folder to write, nothing without it: ``model.json`` and ``weights.safetensors``.
     model : str
         Key of the table of models.
     config : Config, optional
@@ -72,14 +78,17 @@ def train(
     InputError
         If the cohort, the configuration or `out` is wrong.
     """
-    sheet, out, config = Path(sheet), Path(out), config or Config()
-    check_output(out, overwrite=overwrite, marker="model.json")
+    config = config or Config()
+    if out is not None:
+        out = Path(out)
+        check_output(out, overwrite=overwrite, marker="model.json")
     bench = Workbench.of(config, default_cache())
     bench.check([model])
     sections, report = measured_after_qc(read_cohort(sheet), bench)
-    trained = train_sections(sections, bench, model, root=sheet.absolute().parent)
+    trained = train_sections(sections, bench, model, root=cohort_root(sheet))
     trained.card.scores["quality_control"] = report
-    save_model(out, trained.predictor, trained.card)
+    if out is not None:
+        save_model(out, trained.predictor, trained.card)
     return trained
 
 
