@@ -585,3 +585,12 @@ def test_real_dinov2_survives_timms_spelling(shared: Path, tmp_path: Path) -> No
     ours = load_encoder("dinov2-s", weights=shared / "weights", **kwargs)
     other = load_encoder("dinov2-s", weights=tmp_path / "timm.safetensors", **kwargs)
     assert ours(patches).tobytes() == other(patches).tobytes()
+
+
+def test_a_table_is_no_checkpoint(tmp_path: Path) -> None:
+    """Text that happens to be read as pickle opcodes must not end in a traceback."""
+    for name, text in (("a.csv", "section,patient,mpp\nC2,C,0.687\n"), ("b.pth", "}.(0")):
+        path = tmp_path / name
+        path.write_text(text)
+        with pytest.raises(InputError, match=name):
+            load_encoder("vgg16", weights=path)

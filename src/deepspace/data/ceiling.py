@@ -42,6 +42,8 @@ def reliability(
     Biostatistics 25:270, 2024). The halves' correlation `r` gives the reliability of the full
     measurement, ``2r / (1 + r)`` (Spearman 1910; Brown 1910), and its square root is the
     correlation of the true expression with the measurement. Averaged over `repeats` splits.
+    Noise beyond Poisson sampling is the same in both halves and counts as expression: the
+    ceiling is an upper bound.
     """
     rng = np.random.default_rng(seed)
     X = sp.csr_matrix(counts.X)

@@ -67,8 +67,8 @@ def import_timm() -> ModuleType:
     except RuntimeError as error:
         # a torchvision built for CUDA beside a torch built for the CPU
         raise InputError(
-            f"timm needs a torchvision built like torch {torch.__version__} ({error}): pip install "
-            "torchvision --index-url https://download.pytorch.org/whl/cpu (or your CUDA index)"
+            f"timm needs a torchvision built like torch {torch.__version__} ({error}); "
+            "install torch and torchvision from the same index, as pytorch.org says"
         ) from error
     module: ModuleType = timm
     return module
