@@ -200,8 +200,9 @@ def _within_folds(values: FloatArray, fold: NDArray[np.int64]) -> FloatArray:
     centred = np.empty_like(values)
     for number in np.unique(fold):
         rows = fold == number
-        # a constant stays exactly constant
-        centred[rows] = values[rows] - values[rows].mean(axis=0)
+        part = values[rows]
+        # rounding must not turn a constant into a pattern: correlation has no scale
+        centred[rows] = np.where(np.ptp(part, axis=0) == 0, 0.0, part - part.mean(axis=0))
     return centred
 
 
