@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,3 +32,12 @@ def shared() -> Path:
     if not (SHARED / "data").is_dir():
         pytest.skip(f"no real data at {SHARED}: set DEEPSPACE_SHARED to its folder")
     return SHARED
+
+
+@pytest.fixture
+def no_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No folder of weights, an empty hub cache, and a hub that cannot be reached."""
+    monkeypatch.delenv("DEEPSPACE_WEIGHTS", raising=False)
+    if importlib.util.find_spec("huggingface_hub"):
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("deepspace.models.weights._resolves", lambda endpoint: False)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import tifffile
+from numpy.typing import NDArray
 
 H, W = 150, 170
 
@@ -45,3 +46,7 @@ def pyramid(path: Path, *, sub: bool, extra: np.ndarray | None = None, reduced: 
         if extra is not None:  # a label: striped
             writer.write(extra, photometric="rgb", metadata=None)
     return path
+
+
+def noise(n: int, side: int, seed: int = 0) -> NDArray[np.uint8]:
+    return np.random.default_rng(seed).integers(0, 256, (n, side, side, 3), dtype=np.uint8)

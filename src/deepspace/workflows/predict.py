@@ -166,12 +166,7 @@ def predict(
         ``X`` the predicted log1p of counts per 10,000; see the README for the rest.
     """
     grid_stride(at)  # a wrong --at is told before anything is read
-    if out is not None:
-        out = Path(out)
-        check_suffix(out)
-        marker = ZARR if out.suffix == ".zarr" else None
-        check_output(out, overwrite=overwrite, marker=marker)
-        check_output(picture_of(out), overwrite=overwrite)
+    out = None if out is None else _checked_output(Path(out), overwrite=overwrite)
     chosen = _one_section(sheet, section, out)
     for note in chosen.notes:
         log.info("note: %s", note)
@@ -221,6 +216,13 @@ def _to_anndata(
         provenance=record,
         spot_diameter_px=spot_size_um(section) / section.slide.require_mpp(),
     )
+
+
+def _checked_output(out: Path, *, overwrite: bool) -> Path:
+    check_suffix(out)
+    check_output(out, overwrite=overwrite, marker=ZARR if out.suffix == ".zarr" else None)
+    check_output(picture_of(out), overwrite=overwrite)
+    return out
 
 
 def picture_of(out: Path) -> Path:
