@@ -230,9 +230,11 @@ def test_versions_of_identifiers(section: Section) -> None:
 def test_cohort_that_goes_together(section: Section) -> None:
     # a panel that shares a third of the genes is another panel, no mistake
     genes = [*section.counts.var_names[:4], *(f"OTHER{i}" for i in range(8))]
-    check_cohort(
-        [section, rename(section, "b", genes), replace(section.without_counts(), section="c")]
-    )
+    other = rename(section, "b", genes)
+    other.counts.obsm["spatial"] = section.coords + 500.0  # elsewhere on the same scan
+    check_cohort([section, other, replace(section.without_counts(), section="c")])
+    with pytest.raises(InputError, match="the same image and the same spots"):
+        check_cohort([section, rename(section, "b", genes)])
     with pytest.raises(InputError, match="section 'a' occurs more than once"):
         check_cohort([section, section])
 

@@ -386,6 +386,9 @@ def test_one_section_under_two_ids(
     err = refused(capsys, "train", spoilt, "--out", tmp_path / "m")
     assert "TWICE" in err
     assert "same image" in err
+    code, out, _ = call("inspect", spoilt, "--out", tmp_path / "i", "--quiet", capsys=capsys)
+    assert code == 2
+    assert "same image" in out
 
 
 def test_mixed_up_model_files(
@@ -411,3 +414,25 @@ def test_predict_checks_its_section(
     table.to_csv(spoilt)
     args = ["--section", section, "--out", tmp_path / "p.h5ad"]
     assert "full-resolution" in refused(capsys, "predict", model, spoilt, *args)
+
+
+def test_inputs_are_never_replaced(
+    sheet: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spoilt, _ = copied(sheet, tmp_path)
+    (spoilt.parent / "model.json").write_text("{}")
+    (spoilt.parent / "summary.json").write_text("{}")
+    for command in ("train", "evaluate"):
+        err = refused(capsys, command, spoilt, "--out", spoilt.parent, "--overwrite")
+        assert "holds the input" in err
+    assert spoilt.exists()
+
+
+def test_a_foreign_zarr_store_is_not_replaced(
+    sheet: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = tmp_path / "mine.zarr"
+    store.mkdir()
+    (store / "zarr.json").write_text("{}")
+    args = ["--section", unmeasured(sheet), "--out", store, "--overwrite"]
+    assert "holds no" in refused(capsys, "predict", model, sheet, *args)

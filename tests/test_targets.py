@@ -64,7 +64,8 @@ def test_residuals_decode_to_the_expression_they_came_from(seed: int, depth: flo
     adata.var_names = [*"ABCDE", "REST"]
     decoded = target.decode(target.encode(adata))
     np.testing.assert_allclose(decoded, np.log1p(counts * 1e4 / depth), atol=1e-6)
-    assert (target.slope(np.full((1, 5), -1e3)) > 0).all()  # flat at zero counts is no certainty
+    one = np.ones((1, 5))
+    assert (target.decode_sd(-1e3 * one, one) > 0).all()  # flat at zero counts is no certainty
 
 
 def test_qc_thresholds(sections: list[Section]) -> None:
@@ -123,3 +124,19 @@ def test_ceiling_is_what_the_truth_itself_scores() -> None:
     reached = [np.corrcoef(truth[:, j], target.encode(adata)[:, j])[0, 1] for j in range(1, 4)]
     np.testing.assert_allclose(found.ceiling[1:], reached, atol=0.04)
     assert found.ceiling[0] < 0.15
+
+
+def test_log1p_keeps_its_sd(sections: list[Section]) -> None:
+    target = fit_target(sections, TargetConfig(genes="LOUD,PATCHY"))
+    sd = np.array([[0.3, 0.7]])
+    np.testing.assert_allclose(target.decode_sd(np.array([[2.0, 5.0]]), sd), sd)
+
+
+def test_a_named_gene_without_counts_stays_finite(sections: list[Section]) -> None:
+    for section in sections:
+        counts = section.require_counts()
+        counts.X.data[counts.X.indices == GENES.index("QUIET")] = 0
+    config = TargetConfig(genes="QUIET,LOUD", transform="pearson_residuals")
+    target = fit_target(sections, config)
+    assert np.isfinite(target.encode(sections[0].require_counts())).all()
+    assert "QUIET" not in fit_target(sections, TargetConfig(genes="expressed:9")).names

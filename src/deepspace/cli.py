@@ -212,7 +212,7 @@ def predict(
             section=section,
             out=out,
             at=at,
-            weights=None if weights is None else Path(weights),
+            weights=None if weights is None else Path(weights).expanduser(),
             overwrite=overwrite,
         )
     good = int(found.var["predictable"].sum())
@@ -244,7 +244,7 @@ def _config(source: str | None, **options: Any) -> Config:
             "name": options.get("encoder"),
             "weights": weights
             if weights is None or weights.startswith("random:")
-            else str(Path(weights).absolute()),
+            else str(Path(weights).expanduser().absolute()),
         },
         split={"how": options.get("split"), "folds": options.get("folds")},
     )

@@ -164,7 +164,9 @@ def _beside(config: Config, folder: Path) -> Config:
     weights = config.encoder.weights
     if weights is None or weights.startswith("random:"):
         return config
-    return config.with_values(encoder={"weights": str((folder / weights).absolute())})
+    return config.with_values(
+        encoder={"weights": str((folder / Path(weights).expanduser()).absolute())}
+    )
 
 
 def _validated(model: type[ModelT], values: dict[str, Any], where: str) -> ModelT:

@@ -6,7 +6,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -32,13 +32,16 @@ def check_output(path: Path, *, overwrite: bool, marker: str | None = None) -> N
         If `path` exists and is not an empty folder, and `overwrite` is false; if it is a folder
         without `marker`; or if its parent cannot hold a new file.
     """
+    path = path.resolve()
+    if path == Path.cwd() or path in Path.cwd().parents:
+        raise InputError(f"{path}: is the folder you are in, or holds it; choose another --out")
     empty_folder = path.is_dir() and not any(path.iterdir())
     if path.exists() and not empty_folder and not overwrite:
         raise InputError(f"{path}: already exists; choose another --out or add --overwrite")
     if marker is not None and path.exists() and not empty_folder:
         if not path.is_dir():
             raise InputError(f"{path}: is a file, not a folder; choose another --out")
-        if not (path / marker).exists() or path.resolve() == Path.cwd():
+        if not (path / marker).exists():
             raise InputError(
                 f"{path}: not replaced, because it holds no {marker}: deepspace replaces only "
                 "folders that it wrote; choose another --out"
@@ -52,6 +55,21 @@ def check_output(path: Path, *, overwrite: bool, marker: str | None = None) -> N
             pass
     except OSError as error:
         raise InputError(f"{path}: cannot write into {parent}; choose another --out") from error
+
+
+def refuse_inputs(out: Path, inputs: Iterable[Path]) -> None:
+    """Refuse an output that is, or holds, one of the files that are read.
+
+    Raises
+    ------
+    InputError
+        Even with ``--overwrite``: what was read would be lost.
+    """
+    target = out.resolve()
+    for path in inputs:
+        source = path.resolve()
+        if source == target or target in source.parents:
+            raise InputError(f"{out}: is or holds the input {path}; choose another --out")
 
 
 @contextmanager
@@ -74,6 +92,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; it replaces `path` on success."""
+    path = path.resolve()  # a link stays a link
     if path.exists() and not path.is_dir():
         raise InputError(f"{path}: is a file, and a folder is to be written; choose another --out")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -21,6 +21,8 @@ FloatArray = NDArray[np.float64]
 
 # over-dispersion of the null model of analytic Pearson residuals (Lause et al. 2021)
 THETA = 100.0
+# fewer spots of a section tell nothing
+LEAST_SPOTS = 10
 
 
 def qc_mask(counts: AnnData, qc: QCConfig) -> NDArray[np.bool_]:
@@ -49,7 +51,7 @@ def apply_qc(sections: Sequence[Section], qc: QCConfig) -> tuple[list[Section], 
             f"{section.section}: {int(mask.sum())} of {mask.size} spots pass "
             f"(at least {qc.min_counts} UMI and {qc.min_genes} genes)"
         )
-        if mask.sum() < 10:
+        if mask.sum() < LEAST_SPOTS:
             raise InputError(
                 f"section {section.section}: only {int(mask.sum())} of {mask.size} spots have "
                 f"{qc.min_counts} UMI and {qc.min_genes} genes; lower [qc] min_counts and "
@@ -117,17 +119,15 @@ class ExpressionTarget:
         """Target values to log1p of counts per 10,000."""
         return TRANSFORMS[self.transform].decode(values, self.null)
 
-    def slope(self, values: FloatArray) -> FloatArray:
-        """Derivative of `decode`, which carries a standard deviation along (delta method).
+    def decode_sd(self, values: FloatArray, sd: FloatArray) -> FloatArray:
+        """Standard deviation after `decode`: half of what one sd to either side spans.
 
-        Where `decode` stops at zero counts it is flat, which is no certainty: the slope at the
-        gene's mean stands in there.
+        Where both sides decode to zero counts that span is 0, which is no certainty: the span at
+        the gene's mean stands in there.
         """
-        step = 1e-4
-        slope = (self.decode(values + step) - self.decode(values - step)) / (2 * step)
-        at_mean = np.zeros_like(values)
-        instead = (self.decode(at_mean + step) - self.decode(at_mean - step)) / (2 * step)
-        return np.where(slope > 0, slope, instead)
+        span = (self.decode(values + sd) - self.decode(values - sd)) / 2
+        instead = (self.decode(sd) - self.decode(-sd)) / 2
+        return np.where(span > 0, span, instead)
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,10 @@ def fit_target(sections: Sequence[Section], config: TargetConfig) -> ExpressionT
     for counts in measured:
         totals += np.asarray(counts[:, shared].X.sum(axis=0), dtype=np.float64).ravel()
     depths = np.concatenate([np.asarray(c.X.sum(axis=1)).ravel() for c in measured])
-    fractions = dict(zip(shared, totals / max(float(depths.sum()), 1.0), strict=True))
+    # a gene without any count gets half a one, so that residuals stay finite
+    floored = np.maximum(totals, 0.5) / max(float(depths.sum()), 1.0)
+    fractions = dict(zip(shared, np.where(totals > 0, floored, 0.0), strict=True))
+    floor = dict(zip(shared, floored, strict=True))
     null = Null(np.empty(0), max(float(np.median(depths)), 1.0), len(depths))
     rule, _, number = config.genes.partition(":")
     if rule in GENE_RULES and number:
@@ -207,7 +210,7 @@ def fit_target(sections: Sequence[Section], config: TargetConfig) -> ExpressionT
         names = [candidates[i] for i in order]
     else:
         names = _named_genes(config.genes, shared)
-    chosen = np.array([fractions[g] for g in names])
+    chosen = np.array([floor[g] for g in names])
     return ExpressionTarget(tuple(names), config.transform, replace(null, fractions=chosen))
 
 

@@ -52,9 +52,29 @@ def check_cohort(sections: Sequence[Section]) -> None:
     names = [section.section for section in sections]
     for name in sorted({name for name in names if names.count(name) > 1}):
         problems.add(f"section {name!r} occurs more than once; give unique ids")
+    for message in _repeated_sections(sections):
+        problems.add(message)
     for message in gene_name_problems(sections):
         problems.add(message)
     problems.raise_if_any()
+
+
+def _repeated_sections(sections: Sequence[Section]) -> Iterator[str]:
+    """Find one section under two ids: it would be tested on what it was trained on."""
+    seen: list[tuple[str, str, set[tuple[int, int]]]] = []
+    for section in sections:
+        if section.counts is None:
+            continue
+        digest = section.slide.content_hash()
+        places = {(round(float(x)), round(float(y))) for x, y in section.coords}
+        for name, other, known in seen:
+            # several sections may share a scan, at different places
+            if other == digest and len(places & known) > 0.1 * min(len(places), len(known)):
+                yield (
+                    f"sections {name} and {section.section} have the same image and the same "
+                    "spots; give each section once"
+                )
+        seen.append((section.section, digest, places))
 
 
 def _count_problems(section: Section) -> Iterator[str]:

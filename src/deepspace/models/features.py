@@ -94,8 +94,11 @@ class FeatureExtractor:
         """Encode these points once; `raw` then answers for any subset of them from memory."""
         coords = np.ascontiguousarray(coords, dtype=np.float64)
         features = self.raw(slide, coords)
-        rows = {point.tobytes(): row for row, point in enumerate(coords)}
-        self._known[self._slide_key(slide)] = (rows, features)
+        key = self._slide_key(slide)
+        # several sections may share a scan
+        rows, known = self._known.get(key, ({}, features[:0]))
+        more = {point.tobytes(): len(known) + row for row, point in enumerate(coords)}
+        self._known[key] = ({**rows, **more}, np.concatenate([known, features]))
 
     def raw(self, slide: Slide, coords: FloatArray) -> FloatArray:
         """Features as the encoder gives them, shape (points, features)."""

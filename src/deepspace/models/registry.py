@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from deepspace.core.config import Config, EncoderConfig
 from deepspace.core.errors import InputError
@@ -62,6 +63,12 @@ class Workbench:
         if unknown:
             raise InputError(f"--model {', '.join(unknown)}: not one of {', '.join(MODELS)}")
         self.extractor(self.config.encoder)
+
+    def describe_encoder(self) -> dict[str, Any]:
+        """Configuration of the encoder as it was really used, and the key of its features."""
+        encoder = self.extractor(self.config.encoder).encoder
+        config = resolved(self.config.encoder, encoder).model_dump(mode="json")
+        return {"config": config, "key": encoder.key()}
 
     @property
     def colour(self) -> FeatureExtractor:

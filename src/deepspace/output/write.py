@@ -19,8 +19,8 @@ from deepspace.core.files import atomic_folder, atomic_path, check_output
 from deepspace.io.section import Section
 
 SUFFIXES = (".h5ad", ".zarr")
-# a folder that holds this was written as a zarr store
-ZARR = "zarr.json"
+# a zarr store that holds this table was written here
+ZARR = "tables/prediction/zarr.json"
 MEAN = "mean"
 PROVENANCE = "provenance"
 HIRES_PX = 2000

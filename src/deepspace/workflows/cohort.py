@@ -12,7 +12,7 @@ from deepspace.core.errors import InputError, Problems
 from deepspace.core.progress import log
 from deepspace.data.cache import ArrayCache
 from deepspace.data.patches import PatchSpec, read_all, white_patches
-from deepspace.data.targets import apply_qc
+from deepspace.data.targets import LEAST_SPOTS, apply_qc
 from deepspace.io.checks import check_cohort, validate
 from deepspace.io.section import Section
 from deepspace.io.sheet import read_sheet
@@ -37,6 +37,12 @@ def cohort_root(cohort: Cohort) -> Path:
     return Path(cohort).absolute().parent if isinstance(cohort, str | Path) else Path.cwd()
 
 
+def input_files(cohort: Cohort, sections: Sequence[Section]) -> list[Path]:
+    """Every file that a cohort is read from."""
+    files = [path for section in sections for path in section.sources.values()]
+    return [*files, Path(cohort)] if isinstance(cohort, str | Path) else files
+
+
 def read_cohort(cohort: Cohort) -> list[Section]:
     """Sections of a cohort; the classic mistakes are refused, all listed at once."""
     if isinstance(cohort, str | Path):
@@ -46,23 +52,9 @@ def read_cohort(cohort: Cohort) -> list[Section]:
     for section in sections:
         for fault in validate(section):
             problems.add(fault)
-    seen: dict[str, str] = {}
-    for section in sections:
-        if section.measured:
-            first = seen.setdefault(_content(section), section.section)
-            if first != section.section:
-                problems.add(
-                    f"sections {first} and {section.section} have the same image and the same "
-                    "spots; give each section once, or it is tested on what it was trained on"
-                )
     problems.raise_if_any()
     check_cohort(sections)
     return sections
-
-
-def _content(section: Section) -> str:
-    """The same for two entries of one section; several sections may share a scan."""
-    return f"{section.slide.content_hash()} {section.coords.tobytes().hex()}"
 
 
 def measured_after_qc(
@@ -97,5 +89,11 @@ def _without_white(
         patches = read_all(section.slide, section.coords, spec, cache=bench.cache)
         white = white_patches(patches)
         report.append(f"{section.section}: {int(white.sum())} spots on glass left out")
+        left = int((~white).sum())
+        if left < LEAST_SPOTS:
+            raise InputError(
+                f"section {section.section}: only {left} spots are not on glass; turn [qc] "
+                "drop_white off, or leave the section's counts out of the sheet"
+            )
         kept.append(section.subset(~white))
     return kept, report

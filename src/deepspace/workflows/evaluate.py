@@ -7,7 +7,7 @@ from pathlib import Path
 
 from deepspace.core.config import Config, EncoderConfig
 from deepspace.core.errors import InputError
-from deepspace.core.files import atomic_folder, check_output
+from deepspace.core.files import atomic_folder, check_output, refuse_inputs
 from deepspace.core.provenance import input_hashes, provenance
 from deepspace.models.encoders import needs_weights
 from deepspace.models.features import FeatureExtractor
@@ -16,6 +16,7 @@ from deepspace.workflows.cohort import (
     Cohort,
     cohort_root,
     default_cache,
+    input_files,
     measured_after_qc,
     read_cohort,
 )
@@ -62,13 +63,17 @@ def evaluate(
     benches = _benches(config, encoders)
     for bench in benches:
         bench.check(models)
-    sections, report = measured_after_qc(read_cohort(sheet), benches[0])
+    cohort = read_cohort(sheet)
+    if out is not None:
+        refuse_inputs(out, input_files(sheet, cohort))
+    sections, report = measured_after_qc(cohort, benches[0])
     found = evaluate_sections(sections, benches, list(dict.fromkeys(models)))
     found.summary["quality_control"] = report
+    found.summary["encoders"] = [bench.describe_encoder() for bench in benches]
     files = [path for s in sections for path in s.sources.values()]
     found.summary["provenance"] = provenance(
         "evaluate",
-        config.model_dump(mode="json"),
+        benches[0].config.model_dump(mode="json"),
         input_hashes(files, cohort_root(sheet)),
         config.seed,
     )

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from deepspace.core import keys
 from deepspace.core.errors import InputError, Problems
-from deepspace.core.files import check_output, sha256
+from deepspace.core.files import check_output, refuse_inputs, sha256
 from deepspace.core.progress import log, track
 from deepspace.core.provenance import input_hashes, provenance
 from deepspace.data.coords import between_spots, grid
@@ -117,12 +117,12 @@ def predict_at(predictor: SavablePredictor, slide: Slide, coords: FloatArray) ->
     steps = track(starts, total=len(starts), text="predicting") if len(starts) > 1 else starts
     for start in steps:
         found = predictor.predict(slide, coords[start : start + CHUNK])
-        slope = np.abs(predictor.target.slope(found.mean))
+        target = predictor.target
         parts.append(
             (
-                predictor.target.decode(found.mean).astype(np.float32),
-                (found.sd * slope).astype(np.float32),
-                (found.sd_latent * slope).astype(np.float32),
+                target.decode(found.mean).astype(np.float32),
+                target.decode_sd(found.mean, found.sd).astype(np.float32),
+                target.decode_sd(found.mean, found.sd_latent).astype(np.float32),
                 found.ood,
             )
         )
@@ -243,10 +243,8 @@ def _one_section(sheet: Path | str | Section, section: str | None, out: Path | N
     problems = Problems(f"{where}: section {section or found.section}")
     if section is not None and found.section != section:
         problems.add(f"there is no such section, only {found.section}; correct --section")
-    outputs = () if out is None else (out.resolve(), picture_of(out).resolve())
-    for role, path in found.sources.items():
-        if path.resolve() in outputs:
-            problems.add(f"{path} is its {role}; choose another --out")
+    for path in () if out is None else (out, picture_of(out)):
+        refuse_inputs(path, found.sources.values())
     # its counts are not used, so nothing is asked of them
     for fault in validate(found.without_counts()):
         problems.add(fault)
@@ -264,7 +262,9 @@ def _record(
     in_training: bool,
 ) -> dict[str, Any]:
     """Provenance of a prediction; the section's counts are no input of it."""
-    roles = ("image", "spots", "scalefactors", "metadata")
+    roles: tuple[str, ...] = ("image", "spots", "scalefactors", "metadata")
+    if "spots" not in section.sources:
+        roles = (*roles, "counts")  # there one file holds the places and the counts
     files = [path for role, path in section.sources.items() if role in roles]
     record = provenance(
         "predict",

@@ -91,10 +91,12 @@ def evaluate_sections(
     config = benches[0].config
     how = resolved_split(sections, config)
     builders = _builders(benches, models, how)
+    gap_um = _gap_um(benches) if how == "block" else 0.0
+    folds = make_folds(sections, how, SplitOptions(config.split.folds, gap_um, config.seed))
+    # what is wrong with the genes is told before hours of encoding
+    fit_target(folds[0].training(sections), config.target)
     _remember(sections, benches)
-    options = SplitOptions(config.split.folds, _gap_um(benches), config.seed)
     held_out: dict[str, HeldOut] = {}
-    folds = make_folds(sections, how, options)
     for number, fold in enumerate(folds, start=1):
         training = fold.training(sections)
         target = fit_target(training, config.target)

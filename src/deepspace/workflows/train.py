@@ -11,7 +11,7 @@ import pandas as pd
 from scipy.stats import false_discovery_control, norm
 
 from deepspace.core.config import Config
-from deepspace.core.files import check_output
+from deepspace.core.files import check_output, refuse_inputs
 from deepspace.core.progress import log
 from deepspace.core.provenance import input_hashes, provenance
 from deepspace.data.splits import widest_step
@@ -24,6 +24,7 @@ from deepspace.workflows.cohort import (
     Cohort,
     cohort_root,
     default_cache,
+    input_files,
     measured_after_qc,
     read_cohort,
 )
@@ -84,7 +85,10 @@ def train(
         check_output(out, overwrite=overwrite, marker="model.json")
     bench = Workbench.of(config, default_cache())
     bench.check([model])
-    sections, report = measured_after_qc(read_cohort(sheet), bench)
+    cohort = read_cohort(sheet)
+    if out is not None:
+        refuse_inputs(out, input_files(sheet, cohort))
+    sections, report = measured_after_qc(cohort, bench)
     trained = train_sections(sections, bench, model, root=cohort_root(sheet))
     trained.card.scores["quality_control"] = report
     if out is not None:
@@ -182,12 +186,13 @@ def gene_cards(scores: pd.DataFrame, model: str, genes: Sequence[str]) -> tuple[
     """
     chosen = scores[scores["model"] == model]
     means = gene_means(scores, model).reindex(list(genes))
-    seen = chosen.groupby("gene")["section"].nunique().reindex(list(genes)).fillna(0).to_numpy()
-    degrees = (chosen["spots"] - 3).groupby(chosen["gene"]).sum().reindex(list(genes))
+    known = chosen.dropna(subset="pearson")
+    seen = known.groupby("gene")["section"].nunique().reindex(list(genes)).fillna(0).to_numpy()
+    degrees = (known["spots"] - 3).groupby(known["gene"]).sum().reindex(list(genes))
     r = means["pearson"].fillna(0.0).clip(-0.999, 0.999).to_numpy()
     z = np.arctanh(r) * np.sqrt(degrees.fillna(1.0).clip(lower=1.0).to_numpy())
     rejected = false_discovery_control(norm.sf(z)) <= FDR
-    good = rejected & (r >= LEAST_SCORE) & (seen == chosen["section"].nunique())
+    good = rejected & (r >= LEAST_SCORE) & (seen == scores["section"].nunique())
     return tuple(
         GeneCard(
             name=gene,
