@@ -410,3 +410,15 @@ def test_demo_block_has_the_promised_size() -> None:
     median = np.median(np.asarray(block.counts("S1").X.sum(axis=1)))
     assert 3000 < median < 9000
     assert 3000 < block.image("S1").shape[0] < 4000
+
+
+def test_a_block_is_replaced_only_by_a_block(tmp_path: Path) -> None:
+    block = simulate_block(BlockConfig.preset("tiny", n_sections=1))
+    sheet = block.write(tmp_path / "block")
+    with pytest.raises(InputError, match="--overwrite"):
+        block.write(tmp_path / "block")
+    assert block.write(tmp_path / "block", overwrite=True) == sheet
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"holds no sheet\.csv"):
+        block.write(tmp_path / "mine", overwrite=True)

@@ -256,7 +256,7 @@ class Block:
             pen(image, rng, config.mpp)
         return image
 
-    def write(self, folder: Path | str, *, overwrite: bool = False, progress: bool = False) -> Path:
+    def write(self, folder: Path | str, *, overwrite: bool = False) -> Path:
         """Write the block as Space Ranger folders with images, a cohort sheet and the truth.
 
         Parameters
@@ -264,9 +264,7 @@ class Block:
         folder
             Where to; see `deepspace.simulate.write.write_block` for what is in it.
         overwrite
-            Replace what is there.
-        progress
-            Show a progress bar on standard error.
+            Replace a block that is there.
 
         Returns
         -------
@@ -276,12 +274,12 @@ class Block:
         Raises
         ------
         InputError
-            If `folder` holds something already and `overwrite` is false.
+            If `folder` holds a block and `overwrite` is false, or anything else.
         """
         # here, because writing needs the class that this module defines
         from deepspace.simulate.write import write_block  # noqa: PLC0415
 
-        return write_block(self, Path(folder), overwrite=overwrite, progress=progress)
+        return write_block(self, Path(folder), overwrite=overwrite)
 
 
 def simulate_block(config: BlockConfig | None = None) -> Block:

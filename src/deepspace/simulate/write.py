@@ -15,59 +15,41 @@ from PIL import Image
 from scipy import sparse
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
-from tqdm import tqdm
 
 from deepspace.core import keys
 from deepspace.core.files import atomic_folder, check_output
+from deepspace.core.progress import track
 from deepspace.simulate.block import Block, SimulatedSection
 from deepspace.simulate.fields import Floats
 from deepspace.simulate.geometry import PITCH_UM, SCALEFACTOR_FIDUCIAL_UM, SCALEFACTOR_SPOT_UM
 
+# the file that tells a folder to be a block
+SHEET = "sheet.csv"
 _TILE = 256
 _SMALLEST_LEVEL = 600
 _CLUSTERS = 6
 _HIRES_PX, _LOWRES_PX = 2000, 600
 
 
-def write_block(block: Block, folder: Path, *, overwrite: bool, progress: bool) -> Path:
-    """Write a block; the same config gives the same bytes.
+def write_block(block: Block, folder: Path, *, overwrite: bool) -> Path:
+    """Write a block, as `Block.write` says; the same config gives the same bytes.
 
     ``sheet.csv`` is the cohort sheet. Each section has ``image.ome.tif``; a measured one has
     ``outs/`` as Space Ranger writes it, an unmeasured one its spot positions only. ``truth/``
     holds what a laboratory would not know: ``law.csv``, ``transforms.json``, ``config.json``,
     ``<section>.h5ad`` with the expected log1p CP10k at all spots and halfway between them, and
     the withheld ``outs/`` of unmeasured sections under ``truth/<section>/``.
-
-    Parameters
-    ----------
-    block
-        What to write.
-    folder
-        Where to.
-    overwrite
-        Replace what is there.
-    progress
-        Show a progress bar on standard error.
-
-    Returns
-    -------
-    Path
-        The cohort sheet.
-
-    Raises
-    ------
-    InputError
-        If `folder` holds something already and `overwrite` is false.
     """
-    check_output(folder, overwrite=overwrite)
+    check_output(folder, overwrite=overwrite, marker=SHEET)
     clusters = cluster_spots(block)
     with atomic_folder(folder) as root:
         rows = []
-        for section in tqdm(block.sections.values(), "simulate", disable=not progress):
+        sections = block.sections.values()
+        for section in track(sections, total=len(sections), text="simulating"):
             rows.append(_write_section(block, section, root, clusters[section.section]))
-        pd.DataFrame(rows).to_csv(root / "sheet.csv", index=False)
+        pd.DataFrame(rows).to_csv(root / SHEET, index=False)
         _write_truth(block, root / "truth")
-    return folder / "sheet.csv"
+    return folder / SHEET
 
 
 def _write_section(

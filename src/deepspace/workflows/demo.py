@@ -51,7 +51,7 @@ def demo(out: Path | str, *, seed: int = 0, overwrite: bool = False) -> str:
 def _run(folder: Path, seed: int) -> str:
     log.info("1/4 simulating a block of serial sections")
     block = simulate_block(BlockConfig.preset("demo", seed=seed))
-    sheet = block.write(folder / "block", progress=True)
+    sheet = block.write(folder / "block")
     inspect(sheet, folder / "inspect")
     log.info("2/4 training and evaluating on the measured sections")
     config = Config(seed=seed).with_values(target={"genes": GENES})
