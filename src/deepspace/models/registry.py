@@ -67,7 +67,7 @@ class Workbench:
     def describe_encoder(self) -> dict[str, Any]:
         """Configuration of the encoder as it was really used, and the key of its features."""
         encoder = self.extractor(self.config.encoder).encoder
-        config = resolved(self.config.encoder, encoder).model_dump(mode="json")
+        config = _resolved(self.config.encoder, encoder).model_dump(mode="json")
         return {"config": config, "key": encoder.key()}
 
     @property
@@ -77,7 +77,7 @@ class Workbench:
         return self.extractor(EncoderConfig(name="colour", fov_um=(min(COLOUR_UM, widest),)))
 
 
-def resolved(config: EncoderConfig, encoder: Encoder) -> EncoderConfig:
+def _resolved(config: EncoderConfig, encoder: Encoder) -> EncoderConfig:
     """Configuration with the precision that was used: another machine might choose another."""
     if encoder.precision not in ("fp32", "bf16"):
         return config

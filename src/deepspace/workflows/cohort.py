@@ -9,6 +9,7 @@ from pathlib import Path
 from platformdirs import user_cache_path
 
 from deepspace.core.errors import InputError, Problems
+from deepspace.core.files import refuse_inputs
 from deepspace.core.progress import log
 from deepspace.data.cache import ArrayCache
 from deepspace.data.patches import PatchSpec, read_all, white_patches
@@ -37,10 +38,26 @@ def cohort_root(cohort: Cohort) -> Path:
     return Path(cohort).absolute().parent if isinstance(cohort, str | Path) else Path.cwd()
 
 
-def input_files(cohort: Cohort, sections: Sequence[Section]) -> list[Path]:
-    """Every file that a cohort is read from."""
-    files = [path for section in sections for path in section.sources.values()]
-    return [*files, Path(cohort)] if isinstance(cohort, str | Path) else files
+def source_files(sections: Sequence[Section]) -> list[Path]:
+    """Every file that the sections were read from."""
+    return [path for section in sections for path in section.sources.values()]
+
+
+def sections_to_learn_from(
+    cohort: Cohort, bench: Workbench, out: Path | None
+) -> tuple[list[Section], list[str]]:
+    """Read and check a cohort, and keep its good measured spots; what was dropped is told.
+
+    Raises
+    ------
+    InputError
+        If the cohort is wrong, or `out` is or holds one of its files.
+    """
+    sections = read_cohort(cohort)
+    if out is not None:
+        sheet = [Path(cohort)] if isinstance(cohort, str | Path) else []
+        refuse_inputs(out, [*source_files(sections), *sheet])
+    return measured_after_qc(sections, bench)
 
 
 def read_cohort(cohort: Cohort) -> list[Section]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from deepspace.core.config import Config, EncoderConfig
 from deepspace.core.errors import InputError
-from deepspace.core.files import atomic_folder, check_output, refuse_inputs
+from deepspace.core.files import atomic_folder, check_output
 from deepspace.core.provenance import input_hashes, provenance
 from deepspace.models.encoders import needs_weights
 from deepspace.models.features import FeatureExtractor
@@ -16,9 +16,8 @@ from deepspace.workflows.cohort import (
     Cohort,
     cohort_root,
     default_cache,
-    input_files,
-    measured_after_qc,
-    read_cohort,
+    sections_to_learn_from,
+    source_files,
 )
 from deepspace.workflows.figures import write_evaluation
 from deepspace.workflows.scoring import Evaluation, evaluate_sections
@@ -63,18 +62,14 @@ def evaluate(
     benches = _benches(config, encoders)
     for bench in benches:
         bench.check(models)
-    cohort = read_cohort(sheet)
-    if out is not None:
-        refuse_inputs(out, input_files(sheet, cohort))
-    sections, report = measured_after_qc(cohort, benches[0])
+    sections, report = sections_to_learn_from(sheet, benches[0], out)
     found = evaluate_sections(sections, benches, list(dict.fromkeys(models)))
     found.summary["quality_control"] = report
     found.summary["encoders"] = [bench.describe_encoder() for bench in benches]
-    files = [path for s in sections for path in s.sources.values()]
     found.summary["provenance"] = provenance(
         "evaluate",
         benches[0].config.model_dump(mode="json"),
-        input_hashes(files, cohort_root(sheet)),
+        input_hashes(source_files(sections), cohort_root(sheet)),
         config.seed,
     )
     if out is not None:

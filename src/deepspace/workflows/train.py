@@ -11,22 +11,21 @@ import pandas as pd
 from scipy.stats import false_discovery_control, norm
 
 from deepspace.core.config import Config
-from deepspace.core.files import check_output, refuse_inputs
+from deepspace.core.files import check_output
 from deepspace.core.progress import log
 from deepspace.core.provenance import input_hashes, provenance
 from deepspace.data.splits import widest_step
 from deepspace.data.targets import fit_target
 from deepspace.io.section import Section
 from deepspace.models.base import SavablePredictor
-from deepspace.models.registry import MODELS, Workbench, resolved
+from deepspace.models.registry import MODELS, Workbench
 from deepspace.models.store import EncoderCard, GeneCard, ModelCard, TrainingCard, save_model
 from deepspace.workflows.cohort import (
     Cohort,
     cohort_root,
     default_cache,
-    input_files,
-    measured_after_qc,
-    read_cohort,
+    sections_to_learn_from,
+    source_files,
 )
 from deepspace.workflows.scoring import (
     CEILING,
@@ -85,10 +84,7 @@ def train(
         check_output(out, overwrite=overwrite, marker="model.json")
     bench = Workbench.of(config, default_cache())
     bench.check([model])
-    cohort = read_cohort(sheet)
-    if out is not None:
-        refuse_inputs(out, input_files(sheet, cohort))
-    sections, report = measured_after_qc(cohort, bench)
+    sections, report = sections_to_learn_from(sheet, bench, out)
     trained = train_sections(sections, bench, model, root=cohort_root(sheet))
     trained.card.scores["quality_control"] = report
     if out is not None:
@@ -107,7 +103,6 @@ def train_sections(
 
     Paths in the provenance are relative to `root`, the folder of the cohort sheet.
     """
-    bench.check([model])
     how = _honest_split(sections, bench.config)
     bench = Workbench(bench.config.with_values(split={"how": how}), bench.cache, bench.extractors)
     log.info("scores come from held-out data, split by %s", how)
@@ -125,7 +120,7 @@ def _honest_split(sections: Sequence[Section], config: Config) -> str:
     how = config.split.how
     if how == "spot":
         log.info("random spots leak; the model's own scores come from an honest split instead")
-        return widest_step(sections)
+        how = "auto"
     found = widest_step(sections, how)
     if how not in ("auto", found):
         log.info("no second %s to hold out: split by %s instead", how, found)
@@ -142,7 +137,6 @@ def _card(
 ) -> ModelCard:
     config = bench.config
     encoder = bench.extractor(config.encoder).encoder
-    files = [path for s in sections for path in s.sources.values()]
     values, _ = predictor.state()
     label = model_label(model, config)
     return ModelCard(
@@ -152,8 +146,7 @@ def _card(
         spots=predictor.target.null.spots,
         genes=gene_cards(evaluation.scores, label, predictor.target.names),
         encoder=EncoderCard(
-            config=resolved(config.encoder, encoder),
-            key=encoder.key(),
+            **bench.describe_encoder(),
             fov_um=tuple(s.fov_um for s in encoder.specs),
             patch_px=tuple(s.size_px for s in encoder.specs),
         ),
@@ -170,7 +163,10 @@ def _card(
         ),
         scores=evaluation.summary,
         provenance=provenance(
-            "train", config.model_dump(mode="json"), input_hashes(files, root), config.seed
+            "train",
+            config.model_dump(mode="json"),
+            input_hashes(source_files(sections), root),
+            config.seed,
         ),
         state=values,
     )
