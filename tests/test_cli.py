@@ -229,6 +229,16 @@ def copied(sheet: Path, tmp_path: Path) -> tuple[Path, str]:
     return block / sheet.name, str(table.loc[table["spaceranger"].notna(), "section"].iloc[0])
 
 
+def with_lowres_image(sheet: Path, tmp_path: Path) -> tuple[Path, str]:
+    """A copy of the block whose first measured section names a small copy of its image."""
+    spoilt, section = copied(sheet, tmp_path)
+    (low,) = (spoilt.parent / section).rglob("tissue_lowres_image.png")
+    table = pd.read_csv(spoilt, dtype=str).set_index("section")
+    table.loc[section, "image"] = str(low)
+    table.to_csv(spoilt)
+    return spoilt, section
+
+
 def image_of(sheet: Path, section: str) -> Path:
     table = pd.read_csv(sheet, dtype=str).set_index("section")
     return sheet.parent / str(table.loc[section, "image"])
@@ -237,11 +247,7 @@ def image_of(sheet: Path, section: str) -> Path:
 def test_hires_instead_of_full_resolution(
     sheet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    spoilt, section = copied(sheet, tmp_path)
-    (low,) = (spoilt.parent / section).rglob("tissue_lowres_image.png")
-    table = pd.read_csv(spoilt, dtype=str).set_index("section")
-    table.loc[section, "image"] = str(low)
-    table.to_csv(spoilt)
+    spoilt, section = with_lowres_image(sheet, tmp_path)
     err = refused(capsys, "train", spoilt, "--out", tmp_path / "m")
     assert "tissue_lowres_image.png" in err
     assert "full-resolution" in err
@@ -407,11 +413,7 @@ def test_predict_checks_its_section(
     model: Path, sheet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A small copy of the image instead of the full resolution gives no predictions."""
-    spoilt, section = copied(sheet, tmp_path)
-    (low,) = (spoilt.parent / section).rglob("tissue_lowres_image.png")
-    table = pd.read_csv(spoilt, dtype=str).set_index("section")
-    table.loc[section, "image"] = str(low)
-    table.to_csv(spoilt)
+    spoilt, section = with_lowres_image(sheet, tmp_path)
     args = ["--section", section, "--out", tmp_path / "p.h5ad"]
     assert "full-resolution" in refused(capsys, "predict", model, spoilt, *args)
 

@@ -18,7 +18,7 @@ from deepspace.core.files import check_output, refuse_inputs, sha256
 from deepspace.core.progress import log, track
 from deepspace.core.provenance import input_hashes, provenance
 from deepspace.data.coords import between_spots, grid
-from deepspace.data.tissue import tissue_mask
+from deepspace.data.tissue import TissueMask, tissue_mask
 from deepspace.io.checks import validate
 from deepspace.io.section import Section
 from deepspace.io.sheet import read_sheet
@@ -55,7 +55,7 @@ def points_at(section: Section, at: str) -> Points:
     """
     if grid_stride(at):
         tissue = tissue_mask(section.slide)
-        return _lattice(section, grid(section.slide, tissue, grid_stride(at)), "grid")
+        return _lattice(section, grid(section.slide, tissue, grid_stride(at)), tissue, "grid")
     if section.spots is None:
         raise InputError(
             f"section {section.section}: has no spots, so --at {at} is not possible; use "
@@ -64,7 +64,7 @@ def points_at(section: Section, at: str) -> Points:
     spots = section.spots[section.spots[keys.IN_TISSUE].to_numpy(dtype=bool)]
     coords = spots[["x", "y"]].to_numpy(dtype=np.float64)
     if at == "between":
-        return _lattice(section, between_spots(coords), "between")
+        return _lattice(section, between_spots(coords), tissue_mask(section.slide), "between")
     measured = [] if section.counts is None else section.counts.obs_names
     obs = pd.DataFrame(
         {keys.MEASURED: spots.index.isin(measured), keys.IN_TISSUE: True}, index=spots.index
@@ -88,14 +88,14 @@ def grid_stride(at: str) -> float:
     return stride
 
 
-def _lattice(section: Section, coords: FloatArray, kind: str) -> Points:
+def _lattice(section: Section, coords: FloatArray, tissue: TissueMask, kind: str) -> Points:
     names = [f"{section.section}_{kind}_{i}" for i in range(len(coords))]
     if not len(coords):
         raise InputError(
             f"{section.slide.path}: no tissue found on the slide, so --at {kind} gives no points; "
             "look at it with `deepspace inspect`"
         )
-    inside = tissue_mask(section.slide).contains(coords)
+    inside = tissue.contains(coords)
     return Points(coords, pd.DataFrame({keys.MEASURED: False, keys.IN_TISSUE: inside}, index=names))
 
 
