@@ -247,7 +247,7 @@ def image_of(sheet: Path, section: str) -> Path:
 def test_hires_instead_of_full_resolution(
     sheet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    spoilt, section = with_lowres_image(sheet, tmp_path)
+    spoilt, _ = with_lowres_image(sheet, tmp_path)
     err = refused(capsys, "train", spoilt, "--out", tmp_path / "m")
     assert "tissue_lowres_image.png" in err
     assert "full-resolution" in err
