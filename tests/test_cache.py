@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deepspace.core.errors import InputError
 from deepspace.data.cache import ArrayCache, content_key
 
 ARRAY = np.arange(1000, dtype=np.float32).reshape(20, 50)
@@ -116,3 +118,104 @@ def test_failure_while_computing_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="stop"):
         cache.get({"name": "a"}, fail)
     assert not any(p.is_file() for p in tmp_path.rglob("*"))
+
+
+def fill(array: np.memmap) -> None:
+    for row in range(len(array)):
+        array[row] = ARRAY[row]
+
+
+def never_fill(array: np.memmap) -> None:
+    raise AssertionError("it should have been stored")
+
+
+def mapped(cache: ArrayCache, name: str = "a", by=fill) -> np.memmap:
+    return cache.mapped({"name": name}, ARRAY.shape, ARRAY.dtype, by)
+
+
+def test_mapped_is_filled_once_and_only_read(tmp_path: Path) -> None:
+    first = mapped(ArrayCache(tmp_path))
+    again = mapped(ArrayCache(tmp_path), by=never_fill)
+    assert isinstance(again, np.memmap)
+    assert np.array_equal(first, ARRAY)
+    assert np.array_equal(again, ARRAY)
+    assert not again.flags.writeable
+
+
+def test_mapped_and_whole_arrays_of_one_recipe_do_not_meet(tmp_path: Path) -> None:
+    cache = ArrayCache(tmp_path)
+    put(cache, "a", ARRAY + 1)
+    assert np.array_equal(mapped(cache), ARRAY)
+    assert np.array_equal(cache.get({"name": "a"}, never), ARRAY + 1)
+    assert cache.notes == []
+
+
+@pytest.mark.parametrize("damage", ["cut", "grown", "text", "other shape", "other type"])
+def test_damaged_map_is_made_again_and_told(tmp_path: Path, damage: str) -> None:
+    cache = ArrayCache(tmp_path)
+    mapped(cache)
+    (path,) = tmp_path.rglob("*.npy")
+    content = path.read_bytes()
+    if damage.startswith("other"):
+        np.save(path, ARRAY.T if damage == "other shape" else ARRAY.astype(np.int32))
+    else:
+        bad = {"cut": content[:-8], "grown": content + b"x", "text": b"hello"}[damage]
+        path.write_bytes(bad)
+    assert np.array_equal(mapped(cache), ARRAY)
+    assert len(cache.notes) == 1
+    assert np.array_equal(mapped(cache, by=never_fill), ARRAY)
+
+
+def test_interrupted_fill_leaves_nothing(tmp_path: Path) -> None:
+    def half(array: np.memmap) -> None:
+        array[:10] = 1
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        mapped(ArrayCache(tmp_path), by=half)
+    assert not any(p.is_file() for p in tmp_path.rglob("*"))
+    assert np.array_equal(mapped(ArrayCache(tmp_path)), ARRAY)
+
+
+def test_error_of_the_fill_is_its_own(tmp_path: Path) -> None:
+    def unread(array: np.memmap) -> None:
+        raise FileNotFoundError("slide.tif")
+
+    with pytest.raises(FileNotFoundError, match=r"slide\.tif"):
+        mapped(ArrayCache(tmp_path), by=unread)
+
+
+def test_mapped_arrays_are_bounded_and_live_on_while_used(tmp_path: Path) -> None:
+    cache = ArrayCache(tmp_path, max_bytes=2 * (ARRAY.nbytes + 200))
+    arrays = [mapped(cache, name) for name in "abc"]
+    assert len(list(tmp_path.rglob("*.npy"))) == 2
+    assert all(np.array_equal(array, ARRAY) for array in arrays)
+    large = mapped(ArrayCache(tmp_path / "small", max_bytes=100))
+    assert np.array_equal(large, ARRAY)
+    assert not list((tmp_path / "small").rglob("*.npy"))
+
+
+def test_map_that_does_not_fit_the_disk_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = shutil.disk_usage(tmp_path)._replace(free=ARRAY.nbytes - 1)
+    monkeypatch.setattr("deepspace.data.cache.shutil.disk_usage", lambda _: full)
+    with pytest.raises(InputError, match="set DEEPSPACE_CACHE"):
+        mapped(ArrayCache(tmp_path), by=never_fill)
+    blocked = tmp_path / "file"
+    blocked.write_text("no folder")
+    with pytest.raises(InputError, match="cannot be written"):
+        mapped(ArrayCache(blocked), by=never_fill)
+
+
+def test_what_a_dead_process_left_goes_after_a_day(tmp_path: Path) -> None:
+    cache = ArrayCache(tmp_path)
+    mapped(cache)
+    (path,) = tmp_path.rglob("*.npy")
+    path.unlink()
+    old, new = (path.with_name(f".{path.stem}-{name}.npy") for name in ("old", "new"))
+    old.touch()
+    new.touch()
+    os.utime(old, (1, 1))
+    mapped(cache)
+    assert sorted(p.name for p in path.parent.iterdir()) == sorted([new.name, path.name])

@@ -41,6 +41,9 @@ Genes = Annotated[
 Weights = Annotated[
     str | None, typer.Option(help="Encoder weights: a file, or a folder that holds them.")
 ]
+Target = Annotated[
+    str | None, typer.Option(help="What is predicted: expression (of genes) or clusters.")
+]
 ConfigFile = Annotated[str | None, typer.Option("--config", help="TOML file or preset name.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of everything random.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing result.")]
@@ -122,10 +125,13 @@ def inspect(
 def train(
     sheet: Sheet,
     out: Out,
-    model: Annotated[str, typer.Option(help="probe: ridge on frozen image features.")] = "probe",
+    model: Annotated[
+        str | None,
+        typer.Option(help="probe (ridge on frozen image features) or cnn (fine-tuned network)."),
+    ] = None,
     encoder: Annotated[str | None, typer.Option(help="What turns a patch into features.")] = None,
     genes: Genes = None,
-    target: Annotated[str | None, typer.Option(help="What is predicted: expression.")] = None,
+    target: Target = None,
     weights: Weights = None,
     config: ConfigFile = None,
     seed: Seed = None,
@@ -133,8 +139,8 @@ def train(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Learn expression from the measured sections, with honest scores, and save the model."""
-    from deepspace.output.text import format_summary
+    """Learn expression or clusters from measured sections, with honest scores; save the model."""
+    from deepspace.output.text import NOUNS, format_summary
     from deepspace.workflows.train import train as run
 
     settings = _config(
@@ -144,8 +150,9 @@ def train(
         trained = run(sheet, out, model=model, config=settings, overwrite=overwrite)
     _print(trained.card.scores, format_summary(trained.card.scores), as_json)
     if not as_json:
-        good = sum(gene.predictable for gene in trained.card.genes)
-        typer.echo(f"{good} of {len(trained.card.genes)} genes are predictable. Model: {out}")
+        found = trained.card.columns
+        good, noun = sum(column.predictable for column in found), NOUNS[trained.card.kind]
+        typer.echo(f"{good} of {len(found)} {noun} are predictable. Model: {out}")
 
 
 @app.command()
@@ -160,6 +167,7 @@ def evaluate(
     ] = None,
     folds: Annotated[int | None, typer.Option(help="Folds of block and spot splits.")] = None,
     genes: Genes = None,
+    target: Target = None,
     weights: Weights = None,
     config: ConfigFile = None,
     seed: Seed = None,
@@ -171,12 +179,20 @@ def evaluate(
     from deepspace.output.text import format_summary
     from deepspace.workflows.evaluate import evaluate as run
 
-    settings = _config(config, genes=genes, weights=weights, seed=seed, split=split, folds=folds)
+    settings = _config(
+        config,
+        genes=genes,
+        target=target,
+        weights=weights,
+        seed=seed,
+        split=split,
+        folds=folds,
+    )
     with show(quiet=quiet):
         found = run(
             sheet,
             out,
-            models=model or ["probe"],
+            models=model or [settings.model],
             encoders=encoder or [settings.encoder.name],
             config=settings,
             overwrite=overwrite,
@@ -202,6 +218,8 @@ def predict(
     as_json: Json = False,
 ) -> None:
     """Predict one section at its spots, between them, or on a grid."""
+    from deepspace.output.text import NOUNS
+    from deepspace.output.write import read_provenance
     from deepspace.workflows.predict import predict as run
 
     del image_only  # every model so far uses the image alone
@@ -215,18 +233,19 @@ def predict(
             weights=None if weights is None else Path(weights).expanduser(),
             overwrite=overwrite,
         )
+    noun = NOUNS[read_provenance(found)["target"]]
     good = int(found.var["predictable"].sum())
     odd = int(found.obs["ood"].sum())
     facts = {
         "out": str(out),
         "section": section,
         "points": found.n_obs,
-        "genes": found.n_vars,
+        noun: found.n_vars,
         "predictable": good,
         "ood": odd,
     }
     text = (
-        f"{found.n_obs} points x {found.n_vars} genes ({good} predictable; {odd} points unlike "
+        f"{found.n_obs} points x {found.n_vars} {noun} ({good} predictable; {odd} points unlike "
         f"the training images): {out}"
     )
     _print(facts, text, as_json)

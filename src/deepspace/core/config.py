@@ -19,7 +19,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from deepspace.core.errors import InputError, Problems
 
@@ -47,9 +47,18 @@ class QCConfig(StrictModel):
 
 
 class TargetConfig(StrictModel):
-    """What is predicted."""
+    """What is predicted.
 
-    kind: Literal["expression"] = "expression"
+    For ``kind = "clusters"`` the labels are those that came with the data (``given``), or are
+    computed on the training sections from `genes`: ``kmeans`` with `n_clusters`, or ``leiden`` at
+    `resolution`. ``auto`` takes the given ones where every measured section has some that can be
+    compared, else k-means.
+    """
+
+    kind: Literal["expression", "clusters"] = "expression"
+    clusters: Literal["auto", "given", "kmeans", "leiden"] = "auto"
+    n_clusters: Annotated[int, Field(ge=2)] = 6
+    resolution: Annotated[float, Field(gt=0)] = 1.0
     transform: Literal["log1p_cp10k", "pearson_residuals"] = "log1p_cp10k"
     genes: str = "variable:1000"
     exclude: tuple[str, ...] = (r"^MT-", r"^RP[LS]\d+[AXYL]*\d?$", r"^RP(LP\d|SA)$")
@@ -68,16 +77,25 @@ class TargetConfig(StrictModel):
 class EncoderConfig(StrictModel):
     """How a patch becomes features.
 
-    `fov_um`, `layers` and `weights` left empty mean the encoder's own defaults.
+    `fov_um`, `layers`, `size_px` (side of a patch) and `weights` left empty mean the encoder's own
+    defaults. `fov_spots` gives fields of view in spot diameters instead of micrometres.
     """
 
     name: str = "stain"
     fov_um: tuple[Annotated[float, Field(gt=0)], ...] | None = None
+    fov_spots: tuple[Annotated[float, Field(gt=0)], ...] | None = None
     layers: tuple[int, ...] | None = None
+    size_px: Annotated[int, Field(ge=16, le=1024)] | None = None
     weights: str | None = None
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     stain_normalisation: Literal["none", "macenko"] = "none"
     standardise: Literal["section", "none"] = "section"
+
+    @model_validator(mode="after")
+    def _one_unit(self) -> Self:
+        if self.fov_um is not None and self.fov_spots is not None:
+            raise ValueError("give fov_um or fov_spots, not both")
+        return self
 
 
 class ProbeConfig(StrictModel):
@@ -94,6 +112,59 @@ class ProbeConfig(StrictModel):
     )
     bridge: Literal["auto", "patient", "section", "block"] = "auto"
     penalty_for: Literal["component", "gene"] = "component"
+
+
+class CNNConfig(StrictModel):
+    """Fine-tuning of the encoder's network.
+
+    Defaults are what did best on held-out sections (docs/decisions/008-fine-tuning.md); the preset
+    ``deepspace-2022`` has those of Monjo et al. 2022.
+
+    Attributes
+    ----------
+    head
+        ``pooled``: the encoder's layers, pooled and standardised by section, then one linear
+        layer. ``own``: the last layers of the architecture itself, after its deepest layer.
+    start
+        Of the last layer: ``ridge`` takes the solution of `probe` on the network as it is,
+        ``random`` torch's own.
+    trainable
+        How many blocks, counted from the deepest one that is read, are fine-tuned: ``all``, or a
+        number; 0 trains the last layer only.
+    loss
+        ``auto`` is the target's own (smooth L1 for expression, cross-entropy for clusters).
+    scale
+        Of expression: ``section`` centres every section and divides by each gene's standard
+        deviation, ``minmax`` maps the range in the training fold to 0-1.
+    validation
+        What early stopping holds out inside the training data; ``auto`` is the widest step that
+        it allows.
+    refit
+        Train once more on all training data, for as many epochs as were best.
+    augment
+        Groups of `deepspace.models.augment.GROUPS`.
+    batch_norm
+        ``frozen`` keeps the statistics that came with the weights.
+    """
+
+    head: Literal["pooled", "own"] = "pooled"
+    start: Literal["ridge", "random"] = "ridge"
+    trainable: Annotated[int, Field(ge=0)] | Literal["all"] = 1
+    loss: Literal["auto", "smooth_l1", "mse", "cross_entropy"] = "auto"
+    scale: Literal["section", "minmax"] = "section"
+    validation: Literal["auto", "patient", "section", "block", "spot"] = "auto"
+    refit: bool = True
+    augment: tuple[str, ...] = ("flips", "rotations")
+    epochs: Annotated[int, Field(ge=0)] = 10
+    patience: Annotated[int, Field(ge=1)] = 2
+    batch: Annotated[int, Field(ge=1)] = 32
+    accumulate: Annotated[int, Field(ge=1)] = 1
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-5
+    head_learning_rate: Annotated[float, Field(gt=0)] = 5e-5
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    batch_norm: Literal["frozen", "trained"] = "frozen"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    checkpoint_minutes: Annotated[float, Field(gt=0)] = 10.0
 
 
 class SplitConfig(StrictModel):
@@ -113,13 +184,16 @@ class Config(StrictModel):
     """Everything that `train` and `evaluate` can be told."""
 
     seed: Annotated[int, Field(ge=0)] = 0
+    model: str = "probe"
+    device: Literal["auto", "cpu", "cuda"] = "cpu"
     qc: QCConfig = QCConfig()
     target: TargetConfig = TargetConfig()
     encoder: EncoderConfig = EncoderConfig()
     probe: ProbeConfig = ProbeConfig()
+    cnn: CNNConfig = CNNConfig()
     split: SplitConfig = SplitConfig()
 
-    def with_values(self, **changes: dict[str, Any] | int | None) -> Self:
+    def with_values(self, **changes: dict[str, Any] | int | str | None) -> Self:
         """Copy with some values replaced, for example ``encoder={"name": "vgg16"}``.
 
         Values that are `None` change nothing, so that unset command-line options can be

@@ -15,6 +15,7 @@ OOD: Final = "ood"
 ARRAY_ROW: Final = "array_row"
 ARRAY_COL: Final = "array_col"
 CLUSTER: Final = "cluster"
+CLUSTER_PROBABILITY: Final = "cluster_probability"
 SECTION: Final = "section"
 PATIENT: Final = "patient"
 

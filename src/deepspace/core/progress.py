@@ -77,7 +77,9 @@ def track(steps: Iterable[T], *, total: int, text: str) -> Iterator[T]:
 
 
 @contextmanager
-def counter(total: int, text: str) -> Iterator[tqdm[None]]:
+def counter(total: int, text: str, *, initial: int = 0, shown: bool = True) -> Iterator[tqdm[None]]:
     """Bar that the caller advances with ``update(n)``, shown after two seconds."""
-    with tqdm(total=total, desc=text, **_options()) as bar:
+    options = _options()
+    options["disable"] |= not shown
+    with tqdm(total=total, initial=initial, desc=text, **options) as bar:
         yield bar

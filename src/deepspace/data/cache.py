@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
-from collections.abc import Callable, Mapping
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
+from deepspace.core.errors import InputError
 from deepspace.core.files import atomic_path
 from deepspace.core.progress import log_once
+
+Mapped = np.memmap[Any, np.dtype[Any]]
+
+_STALE_S = 86400.0  # an unfinished file this old is left from a process that died
+_CURE = "make room, or set DEEPSPACE_CACHE to a folder on another disk"
 
 
 def content_key(recipe: Mapping[str, Any]) -> str:
@@ -77,6 +87,93 @@ class ArrayCache:
         if array.nbytes <= self.max_bytes:
             self._store(path, array)
         return array
+
+    def mapped(
+        self,
+        recipe: Mapping[str, Any],
+        shape: tuple[int, ...],
+        dtype: DTypeLike,
+        fill: Callable[[Mapped], None],
+    ) -> Mapped:
+        """Return the array of `recipe` as a read-only map of its file, never whole in memory.
+
+        When there is none, `fill` writes it piece by piece into a new file, which takes its name
+        once it is complete. Opening checks type, shape and size, not every byte. An array larger
+        than `max_bytes` is gone once it is no longer used.
+
+        Parameters
+        ----------
+        recipe
+            Everything that the array depends on, as for `get`.
+        shape, dtype
+            Of the array.
+        fill
+            Writes all of the array that it is given.
+
+        Raises
+        ------
+        InputError
+            If the folder cannot hold the array.
+        """
+        path = self._path(content_key({"mapped": dict(recipe)}))
+        stored = self._open(path, shape, np.dtype(dtype))
+        if stored is not None:
+            return stored
+        self._write(path, shape, np.dtype(dtype), fill)
+        array: Mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+        if array.nbytes > self.max_bytes:
+            path.unlink()  # what is mapped stays until it is let go
+        else:
+            self._evict()
+        return array
+
+    def _open(self, path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Mapped | None:
+        try:
+            array: Mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+            if array.shape != shape or array.dtype != dtype:
+                raise ValueError(f"it is {array.dtype} {array.shape}")
+            if path.stat().st_size != array.offset + array.nbytes:
+                raise ValueError("its size is wrong")
+            os.utime(path)
+        except FileNotFoundError:
+            return None
+        except (ValueError, OSError, EOFError) as error:
+            self._note(f"{path}: cached array is damaged ({error}); it is computed again")
+            return None
+        return array
+
+    def _write(
+        self,
+        path: Path,
+        shape: tuple[int, ...],
+        dtype: np.dtype[Any],
+        fill: Callable[[Mapped], None],
+    ) -> None:
+        with ExitStack() as stack:
+            with self._can_be_written():
+                self._make_room(path, math.prod(shape) * dtype.itemsize)
+                temporary = stack.enter_context(atomic_path(path))
+                array: Mapped = np.lib.format.open_memmap(temporary, "w+", dtype, shape)
+            fill(array)
+            array.flush()
+
+    @contextmanager
+    def _can_be_written(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise InputError(f"{self.folder}: cannot be written ({error}); {_CURE}") from error
+
+    def _make_room(self, path: Path, size: int) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for left in path.parent.glob(f".{path.stem}-*{path.suffix}"):
+            if time.time() - left.stat().st_mtime > _STALE_S:
+                left.unlink()
+        free = shutil.disk_usage(path.parent).free
+        if free < size:  # a full disk would end the process while it writes into the map
+            raise InputError(
+                f"{self.folder}: {size / 1e9:.1f} GB are needed, {free / 1e9:.1f} are free; {_CURE}"
+            )
 
     def _path(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}.npy"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import scipy.sparse as sp
@@ -10,7 +11,9 @@ from anndata import AnnData
 from numpy.typing import NDArray
 
 from deepspace.core.metrics import pearson
-from deepspace.data.targets import ExpressionTarget
+
+if TYPE_CHECKING:
+    from deepspace.data.targets import Target
 
 FloatArray = NDArray[np.float64]
 
@@ -32,9 +35,7 @@ class Reliability:
     noise_variance: FloatArray
 
 
-def reliability(
-    counts: AnnData, target: ExpressionTarget, *, seed: int = 0, repeats: int = 5
-) -> Reliability:
+def reliability(counts: AnnData, target: Target, *, seed: int = 0, repeats: int = 5) -> Reliability:
     """Noise ceiling and noise variance per gene by binomial thinning.
 
     Each count is split into two halves, ``a ~ Binomial(x, 1/2)`` and ``x - a``, which for

@@ -1,12 +1,14 @@
-"""From raw counts to what is predicted: quality control, gene choice, transforms."""
+"""From raw counts to what is predicted: quality control, gene choice, transforms, the targets."""
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any, Protocol, Self
 
 import numpy as np
 import scipy.sparse as sp
@@ -15,9 +17,12 @@ from numpy.typing import NDArray
 
 from deepspace.core.config import QCConfig, TargetConfig
 from deepspace.core.errors import InputError
+from deepspace.data.ceiling import reliability
+from deepspace.data.clusters import fit_clusters, restore_clusters
 from deepspace.io.section import Section
 
 FloatArray = NDArray[np.float64]
+Arrays = dict[str, NDArray[Any]]
 
 # over-dispersion of the null model of analytic Pearson residuals (Lause et al. 2021)
 THETA = 100.0
@@ -61,6 +66,53 @@ def apply_qc(sections: Sequence[Section], qc: QCConfig) -> tuple[list[Section], 
     return kept, report
 
 
+class Target(Protocol):
+    """What a model learns: a spot's counts as numbers, and predicted numbers as a result."""
+
+    @property
+    def kind(self) -> str:
+        """Key of `TARGETS`."""
+        ...
+
+    @property
+    def loss(self) -> str:
+        """What a network minimises: ``smooth_l1`` or ``cross_entropy``."""
+        ...
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Genes or clusters, in the order of the columns."""
+        ...
+
+    def encode(self, counts: AnnData) -> FloatArray:
+        """Raw counts to target values, shape (spots, names)."""
+        ...
+
+    def labelled(self, counts: AnnData) -> NDArray[np.bool_]:
+        """Spots that can be learnt from, shape (spots,)."""
+        ...
+
+    def decode(self, values: FloatArray) -> FloatArray:
+        """Target values to what is written: log1p CP10k, or probabilities."""
+        ...
+
+    def decode_sd(self, values: FloatArray, sd: FloatArray) -> FloatArray:
+        """Standard deviation after `decode`."""
+        ...
+
+    def subset(self, names: Sequence[str]) -> Self:
+        """The same target for some of its names."""
+        ...
+
+    def noise_variance(self, counts: AnnData, seed: int) -> FloatArray:
+        """Variance of the measurement noise in target units, shape (names,)."""
+        ...
+
+    def state(self) -> tuple[dict[str, Any], Arrays]:
+        """What its row of `TARGETS` restores it from: JSON values and arrays."""
+        ...
+
+
 @dataclass(frozen=True)
 class Null:
     """Expression without any structure, as the training spots have it.
@@ -97,6 +149,8 @@ class ExpressionTarget:
     names: tuple[str, ...]
     transform: str
     null: Null
+    kind = "expression"
+    loss = "smooth_l1"
 
     def encode(self, counts: AnnData) -> FloatArray:
         """Raw counts to target values, shape (spots, genes)."""
@@ -108,6 +162,10 @@ class ExpressionTarget:
             raise InputError(f"genes not in these counts: {', '.join(missing[:10])}")
         chosen = X[:, columns].toarray().astype(np.float64)
         return TRANSFORMS[self.transform].encode(chosen, depth, self.null)
+
+    def labelled(self, counts: AnnData) -> NDArray[np.bool_]:
+        """Every spot, shape (spots,)."""
+        return np.ones(counts.n_obs, dtype=np.bool_)
 
     def subset(self, names: Sequence[str]) -> ExpressionTarget:
         """The same target for some of its genes."""
@@ -128,6 +186,23 @@ class ExpressionTarget:
         span = (self.decode(values + sd) - self.decode(values - sd)) / 2
         instead = (self.decode(sd) - self.decode(-sd)) / 2
         return np.where(span > 0, span, instead)
+
+    def noise_variance(self, counts: AnnData, seed: int) -> FloatArray:
+        """Variance of the measurement noise by thinning (`reliability`), shape (genes,)."""
+        return reliability(counts, self, seed=seed, repeats=2).noise_variance
+
+    def state(self) -> tuple[dict[str, Any], Arrays]:
+        """What `restore_expression` makes it again from: JSON values and arrays."""
+        values = {"transform": self.transform, "depth": self.null.depth, "spots": self.null.spots}
+        return values, {"fractions": self.null.fractions}
+
+
+def restore_expression(
+    names: Sequence[str], values: Mapping[str, Any], arrays: Arrays
+) -> ExpressionTarget:
+    """Take back what `ExpressionTarget.state` gave."""
+    null = Null(arrays["fractions"], values["depth"], values["spots"])
+    return ExpressionTarget(tuple(names), values["transform"], null)
 
 
 @dataclass(frozen=True)
@@ -172,7 +247,18 @@ TRANSFORMS: dict[str, Transform] = {
 }
 
 
-def fit_target(sections: Sequence[Section], config: TargetConfig) -> ExpressionTarget:
+def fit_target(sections: Sequence[Section], config: TargetConfig) -> Target:
+    """Fit what `config` asks for, on these (training) sections only.
+
+    Raises
+    ------
+    InputError
+        As `fit_expression` and `fit_clusters` do.
+    """
+    return TARGETS[config.kind].fit(sections, config)
+
+
+def fit_expression(sections: Sequence[Section], config: TargetConfig) -> ExpressionTarget:
     """Choose the genes and fit the transform, on these (training) sections only.
 
     Parameters
@@ -273,7 +359,7 @@ def _positive(number: str, rule: str) -> int:
 
 def _named_genes(text: str, shared: list[str]) -> list[str]:
     path = Path(text)
-    if path.is_file():
+    if "," not in text and path.is_file():
         names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     else:
         names = [name.strip() for name in text.split(",")]
@@ -293,3 +379,20 @@ def _named_genes(text: str, shared: list[str]) -> list[str]:
             "a line, or names separated by commas"
         )
     return names
+
+
+@dataclass(frozen=True)
+class TargetKind:
+    """How a kind of target is fitted on sections, and restored from names, values and arrays."""
+
+    fit: Callable[[Sequence[Section], TargetConfig], Target]
+    restore: Callable[[Sequence[str], Mapping[str, Any], Arrays], Target]
+
+
+TARGETS: dict[str, TargetKind] = {
+    "expression": TargetKind(fit_expression, restore_expression),
+    "clusters": TargetKind(
+        partial(fit_clusters, measure=fit_expression),
+        partial(restore_clusters, expression=restore_expression),
+    ),
+}

@@ -12,6 +12,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from deepspace.core import keys
+from deepspace.core.classification import label_order
 from deepspace.core.errors import InputError
 from deepspace.io.slide import Slide
 
@@ -35,6 +36,8 @@ class Parts:
         Full-resolution image that the files themselves point to (or hold), if any.
     scales
         Source of the scale -> micrometres per pixel, the most trusted first.
+    clusters_of_run
+        Whether `obs['cluster']` numbers the clusters of this section's own Space Ranger run.
     """
 
     platform: str
@@ -47,6 +50,7 @@ class Parts:
     scalefactors: dict[str, float] = field(default_factory=dict)
     sources: dict[str, Path] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    clusters_of_run: bool = False
 
 
 @dataclass(frozen=True)
@@ -148,8 +152,11 @@ def attach_spots(counts: AnnData, spots: pd.DataFrame, where: Path, notes: list[
 
 
 def as_category(values: pd.Series[Any]) -> pd.Series[Any]:
-    """Turn cluster labels into a category of strings; missing stays missing."""
-    labels: pd.Series[Any] = values.map(str, na_action="ignore").astype("category")
+    """Turn cluster labels into a category of strings, in `label_order`; missing stays missing."""
+    texts = values.map(str, na_action="ignore")
+    labels: pd.Series[Any] = texts.astype(
+        pd.CategoricalDtype(label_order(texts.dropna().to_numpy(dtype=object)))
+    )
     return labels
 
 

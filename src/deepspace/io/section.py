@@ -53,6 +53,9 @@ class Section:
         Role -> file that was read, for provenance.
     notes
         What a user should know and can live with.
+    clusters_of_run
+        Whether `obs['cluster']` numbers the clusters of the section's own Space Ranger run, so
+        that another section's cluster 1 is another thing.
     """
 
     section: str
@@ -67,6 +70,7 @@ class Section:
     scalefactors: dict[str, float] = field(default_factory=dict)
     sources: dict[str, Path] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    clusters_of_run: bool = False
 
     @property
     def measured(self) -> bool:
@@ -197,6 +201,7 @@ def assemble(parts: Parts, ids: Ids, *, image: Path | None, mpp: float | None) -
         scalefactors=parts.scalefactors,
         sources={**parts.sources, "image": slide.path},
         notes=notes,
+        clusters_of_run=parts.clusters_of_run,
     )
 
 

@@ -12,6 +12,7 @@ from typing import Final
 
 from deepspace.core.errors import InputError, Problems
 from deepspace.io.checks import check_cohort
+from deepspace.io.clusters import add_cluster_table
 from deepspace.io.detect import read_parts
 from deepspace.io.parts import Parts, Request
 from deepspace.io.section import Ids, Section, assemble, read_section
@@ -30,9 +31,10 @@ COLUMNS: Final = (
     "spots",
     "spaceranger",
     "h5ad",
+    "clusters",
 )
 REQUIRED: Final = ("section", "patient")
-_PATHS: Final = ("image", "counts", "spots", "spaceranger", "h5ad")
+_PATHS: Final = ("image", "counts", "spots", "spaceranger", "h5ad", "clusters")
 _SUFFIXES: Final = (".csv", ".tsv", ".txt")
 
 
@@ -53,11 +55,12 @@ def read_sheet(path: Path | str, *, only: Collection[str] | None = None) -> list
     ----------
     path
         A CSV file with the columns `section, patient, z_um, mpp, image, counts, spots,
-        spaceranger, h5ad` (unused ones absent or empty; separated by comma, semicolon or
+        spaceranger, h5ad, clusters` (unused ones absent or empty; separated by comma, semicolon or
         tab; paths relative to the sheet); or anything that `read_section` reads, as a cohort
         of one.
         `counts` is a table of an ST array, or a 10x matrix with tissue positions in `spots`;
-        `h5ad` may also be a SpatialData `.zarr`. A row without counts, spaceranger and h5ad
+        `h5ad` may also be a SpatialData `.zarr`; `clusters` is a table of labels that mean the
+        same in every section (`add_cluster_table`). A row without counts, spaceranger and h5ad
         is an unmeasured section.
     only
         Identifiers of the sections to read; the others are checked, but not read.
@@ -98,6 +101,8 @@ def _read_row(row: Row) -> Section:
         parts = read_spots_only(paths["spots"])
     else:
         parts = Parts("image")
+    if "clusters" in paths:
+        add_cluster_table(paths["clusters"], parts)
     return assemble(parts, row.ids, image=image, mpp=row.mpp)
 
 
@@ -189,6 +194,8 @@ def _contradictions(found: dict[str, str]) -> list[str]:
         faults.append(f"{' and '.join(measured)} are given; keep the one to read")
     if "counts" in found and "spots" not in found:
         faults.append("counts without spots; give the file with the places of the spots")
+    if "clusters" in found and not measured:
+        faults.append("clusters without counts; labels belong to measured spots: remove them")
     if "spots" in found and {"spaceranger", "h5ad"} & set(found):
         faults.append(f"spots and {measured[0]} are given; {measured[0]} brings its own spots")
     if "image" not in found and not {"spaceranger", "h5ad"} & set(found):

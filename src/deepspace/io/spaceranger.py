@@ -176,6 +176,7 @@ def add_clusters(folder: Path, counts: AnnData, parts: Parts) -> None:
         parts.notes.append(f"{path}: {missing} of {counts.n_obs} spots have no cluster")
     counts.obs[keys.CLUSTER] = as_category(joined)
     parts.sources["clusters"] = path
+    parts.clusters_of_run = True
 
 
 def _clusters(folder: Path) -> Path | None:

@@ -9,7 +9,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from deepspace.data.targets import ExpressionTarget
+from deepspace.data.targets import Target
 from deepspace.io.section import Section
 from deepspace.io.slide import Slide
 
@@ -23,12 +23,12 @@ class Prediction:
 
     Attributes
     ----------
-    mean : ndarray, shape (points, genes)
-        Expected value of a measurement there.
-    sd : ndarray, shape (points, genes)
+    mean : ndarray, shape (points, names)
+        Expected value of a measurement there, a column for each of the target's names.
+    sd : ndarray, shape (points, names)
         Standard deviation of a measurement there, its noise included.
-    sd_latent : ndarray, shape (points, genes)
-        Standard deviation of the expression itself.
+    sd_latent : ndarray, shape (points, names)
+        Standard deviation of what is measured itself.
     ood : ndarray of bool, shape (points,)
         Points whose image is unlike anything in the training data.
     """
@@ -42,9 +42,9 @@ class Prediction:
 class Predictor(Protocol):
     """What a model must do. A prediction at a point never depends on the other points."""
 
-    target: ExpressionTarget
+    target: Target
 
-    def fit(self, sections: Sequence[Section], target: ExpressionTarget) -> Self:
+    def fit(self, sections: Sequence[Section], target: Target) -> Self:
         """Learn from measured sections, reduced to their training spots."""
         ...
 
@@ -60,6 +60,12 @@ class SavablePredictor(Predictor, Protocol):
         """Fitted state: JSON values and arrays."""
         ...
 
-    def restore(self, target: ExpressionTarget, values: Mapping[str, Any], arrays: Arrays) -> Self:
+    def restore(self, target: Target, values: Mapping[str, Any], arrays: Arrays) -> Self:
         """Take back what `state` gave."""
         ...
+
+
+def learnable(sections: Sequence[Section], target: Target) -> list[Section]:
+    """Sections reduced to the spots that have a label; those without any are left out."""
+    masks = [(s, target.labelled(s.require_counts())) for s in sections]
+    return [s if mask.all() else s.subset(mask) for s, mask in masks if mask.any()]

@@ -7,12 +7,13 @@ from typing import Self
 
 import numpy as np
 from scipy.spatial import cKDTree
+from sklearn.neighbors import KNeighborsRegressor
 
-from deepspace.data.targets import ExpressionTarget
+from deepspace.data.targets import Target
 from deepspace.io.section import Section
 from deepspace.io.slide import Slide
-from deepspace.models.base import FloatArray, Prediction
-from deepspace.models.probe import Probe
+from deepspace.models.base import FloatArray, Prediction, learnable
+from deepspace.models.probe import Extractor, Probe
 
 
 def _constant_sd(mean: FloatArray, sd: FloatArray) -> Prediction:
@@ -21,11 +22,12 @@ def _constant_sd(mean: FloatArray, sd: FloatArray) -> Prediction:
 
 
 class GeneMean:
-    """Every gene at its mean over the training spots, everywhere."""
+    """Every gene (or cluster) at its mean over the training spots, everywhere."""
 
-    def fit(self, sections: Sequence[Section], target: ExpressionTarget) -> Self:
+    def fit(self, sections: Sequence[Section], target: Target) -> Self:
         """Take the mean of the sections' means."""
         self.target = target
+        sections = learnable(sections, target)
         values = [target.encode(s.require_counts()) for s in sections]
         self.mean = np.mean([v.mean(axis=0) for v in values], axis=0)
         self.sd = np.concatenate(values).std(axis=0)
@@ -43,9 +45,10 @@ class NearestSpot:
     does not apply.
     """
 
-    def fit(self, sections: Sequence[Section], target: ExpressionTarget) -> Self:
+    def fit(self, sections: Sequence[Section], target: Target) -> Self:
         """Remember coordinates and values."""
         self.target = target
+        sections = learnable(sections, target)
         values = [target.encode(s.require_counts()) for s in sections]
         self.sd = np.concatenate(values).std(axis=0)
         slides: dict[str, list[tuple[FloatArray, FloatArray]]] = {}
@@ -70,9 +73,42 @@ class NearestSpot:
         return _constant_sd(values[tree.query(coords)[1]], self.sd)
 
 
+class NearestColours:
+    """Mean label of the training spots whose image has the most similar features.
+
+    With mean colours as features and clusters as target, the share of each cluster among them is
+    its probability: the classifier by k nearest neighbours.
+
+    Parameters
+    ----------
+    extractor : Extractor
+        Features of the image around a point.
+    neighbours : int
+        How many spots vote.
+    """
+
+    def __init__(self, extractor: Extractor, neighbours: int = 15) -> None:
+        self.extractor = extractor
+        self.neighbours = neighbours
+
+    def fit(self, sections: Sequence[Section], target: Target) -> Self:
+        """Remember features and labels."""
+        self.target = target
+        sections = learnable(sections, target)
+        X = np.concatenate([self.extractor(s.slide, s.coords) for s in sections])
+        Y = np.concatenate([target.encode(s.require_counts()) for s in sections])
+        self.sd = Y.std(axis=0)
+        self.known = KNeighborsRegressor(min(self.neighbours, len(X))).fit(X, Y)
+        return self
+
+    def predict(self, slide: Slide, coords: FloatArray) -> Prediction:
+        """Predict at `coords`, shape (points, 2)."""
+        return _constant_sd(self.known.predict(self.extractor(slide, coords)), self.sd)
+
+
 class ShuffledProbe(Probe):
     """A `Probe` whose training spots were shuffled within each section: it must score 0."""
 
-    def _labels(self, section: Section, target: ExpressionTarget) -> FloatArray:
+    def _labels(self, section: Section, target: Target) -> FloatArray:
         values = super()._labels(section, target)
         return np.random.default_rng(self.seed).permutation(values, axis=0)

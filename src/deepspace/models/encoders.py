@@ -35,7 +35,16 @@ from deepspace.models.weights import (
     read_weights,
 )
 
-__all__ = ["ENCODERS", "TIMM", "Encoder", "load_encoder", "needs_weights"]
+__all__ = [
+    "ENCODERS",
+    "TIMM",
+    "Encoder",
+    "Pretrained",
+    "device_of",
+    "load_encoder",
+    "load_network",
+    "needs_weights",
+]
 
 TIMM = "timm:"
 
@@ -138,6 +147,44 @@ class Encoder:
 
 
 @dataclass(frozen=True)
+class Pretrained:
+    """A network with its public weights, and how it is read.
+
+    Attributes
+    ----------
+    name
+        Of the encoder.
+    backbone
+        The network, float32.
+    reading
+        Layers, pooling and input transform.
+    specs
+        One patch per field of view.
+    weights
+        What was loaded, with parts that the backbone has no place for.
+    """
+
+    name: str
+    backbone: Backbone
+    reading: Reading
+    specs: tuple[PatchSpec, ...]
+    weights: Weights
+
+    def encoder(self, precision: Precision = "auto", device: str = "cpu") -> Encoder:
+        """Encoder that reads pooled layers of the network, which it takes as it is now."""
+        size_px = self.specs[0].size_px
+        embed = NetworkFeatures(self.backbone, self.reading, size_px, precision, device)
+        identity = {
+            "weights": self.weights.origin,
+            "weights_sha256": self.weights.sha256,
+            "precision": embed.precision,
+            "device": torch.device(device).type,
+            **asdict(self.reading),
+        }
+        return Encoder(self.name, self.specs, embed, embed.feature_names, identity)
+
+
+@dataclass(frozen=True)
 class _Request:
     """What the user asked of an encoder, beside its name."""
 
@@ -145,8 +192,6 @@ class _Request:
     size_px: int | None
     weights: Path | str | None
     layers: tuple[int, ...] | None
-    precision: Precision
-    device: str
 
     def specs(self, fov_um: tuple[float, ...], size_px: int) -> tuple[PatchSpec, ...]:
         """Patches asked for, or the defaults given."""
@@ -196,23 +241,61 @@ def load_encoder(
     >>> load_encoder("stain").n_features
     192
     """
-    request = _Request(
+    request = _request(name, fov_um, size_px, weights, layers)
+    row = ENCODERS.get(name)
+    if isinstance(row, StatisticsRow):
+        return _load_statistics(name, row, request)
+    return _load_pretrained(name, request).encoder(precision, device)
+
+
+def load_network(
+    name: str,
+    *,
+    fov_um: Sequence[float] | None = None,
+    size_px: int | None = None,
+    weights: Path | str | None = None,
+    layers: Sequence[int | str] | None = None,
+) -> Pretrained:
+    """Load the network of an encoder as it is, to be fine-tuned.
+
+    Parameters are those of `load_encoder`.
+
+    Raises
+    ------
+    InputError
+        As `load_encoder` does, and if the encoder has no network.
+    """
+    if not needs_weights(name):
+        able = ", ".join(key for key in ENCODERS if needs_weights(key))
+        raise InputError(f"encoder {name} has no network to fine-tune; take {able}")
+    return _load_pretrained(name, _request(name, fov_um, size_px, weights, layers))
+
+
+def _request(
+    name: str,
+    fov_um: Sequence[float] | None,
+    size_px: int | None,
+    weights: Path | str | None,
+    layers: Sequence[int | str] | None,
+) -> _Request:
+    if not name.startswith(TIMM) and name not in ENCODERS:
+        raise InputError(f"there is no encoder {name!r}; take {', '.join(ENCODERS)} or {TIMM}NAME")
+    if fov_um is not None and not len(fov_um):
+        raise InputError(f"encoder {name}: no field of view; give one in micrometres, as 150")
+    return _Request(
         None if fov_um is None else tuple(fov_um),
         size_px,
         weights,
         None if layers is None else _layer_numbers(name, layers),
-        precision,
-        device,
     )
-    if request.fov_um == ():
-        raise InputError(f"encoder {name}: no field of view; give one in micrometres, as 150")
+
+
+def _load_pretrained(name: str, request: _Request) -> Pretrained:
     if name.startswith(TIMM):
         return _load_timm(name, request)
-    if name not in ENCODERS:
-        raise InputError(f"there is no encoder {name!r}; take {', '.join(ENCODERS)} or {TIMM}NAME")
     row = ENCODERS[name]
     if isinstance(row, StatisticsRow):
-        return _load_statistics(name, row, request)
+        raise TypeError(f"{name} has no network")
     return _load_network(name, row, request)
 
 
@@ -244,7 +327,7 @@ def _load_statistics(name: str, row: StatisticsRow, request: _Request) -> Encode
     return Encoder(name, specs, row.embed, row.names, identity)
 
 
-def _load_network(name: str, row: NetworkRow, request: _Request) -> Encoder:
+def _load_network(name: str, row: NetworkRow, request: _Request) -> Pretrained:
     transform = row.transform
     seed = random_seed(request.weights)
     if seed is not None:
@@ -265,10 +348,10 @@ def _load_network(name: str, row: NetworkRow, request: _Request) -> Encoder:
     else:
         layers = check_layers(name, backbone.layers, request.layers)
         reading = Reading(layers, MEAN_SD, transform)
-    return _network_encoder(name, backbone, reading, used, request, (row.fov_um, row.size_px))
+    return Pretrained(name, backbone, reading, request.specs(row.fov_um, row.size_px), used)
 
 
-def _load_timm(name: str, request: _Request) -> Encoder:
+def _load_timm(name: str, request: _Request) -> Pretrained:
     """Any model of timm: its middle layer, pooled, at its own mean and standard deviation."""
     seed = random_seed(request.weights)
     model_name = name.removeprefix(TIMM)
@@ -288,9 +371,8 @@ def _load_timm(name: str, request: _Request) -> Encoder:
     )
     transform = InputTransform.unit(backbone.mean, backbone.sd)
     reading = Reading(layers, MEAN_SD, transform)
-    return _network_encoder(
-        name, backbone, reading, used, request, ((150.0, 400.0), backbone.size_px)
-    )
+    specs = request.specs((150.0, 400.0), backbone.size_px)
+    return Pretrained(name, backbone, reading, specs, used)
 
 
 def _hash_state(state: Mapping[str, Tensor]) -> str:
@@ -300,22 +382,8 @@ def _hash_state(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _network_encoder(
-    name: str,
-    backbone: Backbone,
-    reading: Reading,
-    used: Weights,
-    request: _Request,
-    defaults: tuple[tuple[float, ...], int],
-) -> Encoder:
-    specs = request.specs(*defaults)
-    size_px = specs[0].size_px
-    embed = NetworkFeatures(backbone, reading, size_px, request.precision, request.device)
-    identity = {
-        "weights": used.origin,
-        "weights_sha256": used.sha256,
-        "precision": embed.precision,
-        "device": torch.device(request.device).type,
-        **asdict(reading),
-    }
-    return Encoder(name, specs, embed, embed.feature_names, identity)
+def device_of(name: str) -> str:
+    """Torch device of a configuration: ``auto`` is a GPU where there is one."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return name

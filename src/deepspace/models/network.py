@@ -99,8 +99,15 @@ def pool(output: LayerOutput, how: Sequence[Pooling]) -> Tensor:
                 raise ValueError("this backbone has no class token")
             parts.append(output.cls.float())
         else:
-            parts.append(maps.mean(2) if name == "mean" else maps.std(2, correction=0))
+            parts.append(maps.mean(2) if name == "mean" else _spread(maps))
     return torch.cat(parts, dim=1)
+
+
+def _spread(maps: Tensor) -> Tensor:
+    """Standard deviation over a map; of a constant one 0, with a gradient of 0."""
+    variance = maps.var(2, correction=0)
+    constant = variance <= 0
+    return torch.where(constant, 0.0, variance.masked_fill(constant, 1.0).sqrt())
 
 
 @dataclass(frozen=True)

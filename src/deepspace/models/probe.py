@@ -1,4 +1,4 @@
-"""`probe`: ridge regression from frozen image features to genes, in closed form."""
+"""`probe`: ridge regression from frozen image features to genes or clusters, in closed form."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ import numpy as np
 
 from deepspace.core.config import ProbeConfig
 from deepspace.core.progress import log_once
-from deepspace.data.ceiling import reliability
 from deepspace.data.splits import Fold, SplitOptions, make_folds, widest_step
-from deepspace.data.targets import ExpressionTarget
+from deepspace.data.targets import Target
 from deepspace.io.section import Section
 from deepspace.io.slide import Slide
-from deepspace.models.base import Arrays, FloatArray, Prediction
+from deepspace.models.base import Arrays, FloatArray, Prediction, learnable
 from deepspace.models.ridge import (
     Group,
     InnerFold,
@@ -57,6 +56,8 @@ class Probe:
     leverage of the point, which grows where the image is unlike the training images, plus the
     variance of the gene's level between sections (unknown, so 0, with one training section).
 
+    Clusters are regressed as indicators, which `ClusterTarget.decode` turns to probabilities.
+
     Parameters
     ----------
     extractor : Extractor
@@ -72,17 +73,16 @@ class Probe:
         self.config = config
         self.seed = seed
 
-    def fit(self, sections: Sequence[Section], target: ExpressionTarget) -> Self:
+    def fit(self, sections: Sequence[Section], target: Target) -> Self:
         """Fit on the measured spots of `sections`."""
         self.target = target
+        sections = learnable(sections, target)
         X = {s.section: self.extractor(s.slide, s.coords) for s in sections}
         Y = {s.section: self._labels(s, target) for s in sections}
         self.x_mean = np.mean([x.mean(axis=0) for x in X.values()], axis=0)
         levels = np.stack([y.mean(axis=0) for y in Y.values()])
         self.y_mean = levels.mean(axis=0)
-        # a new section has a level of its own, which the image does not tell
-        extra = 1.0 + 1.0 / len(levels)
-        self.between = levels.var(axis=0, ddof=1) * extra if len(levels) > 1 else 0.0 * self.y_mean
+        self.between = level_variance(levels)
         self.bridge = widest_step(sections, self.config.bridge)
         if self.config.bridge not in ("auto", self.bridge):
             log_once(
@@ -95,18 +95,11 @@ class Probe:
         folds = [_inner_fold(f, X, Y) for f in make_folds(sections, self.bridge, options)]
         groups = [(X[k] - X[k].mean(axis=0), Y[k] - Y[k].mean(axis=0)) for k in X]
         self._solve(groups, folds)
-        self.noise = np.mean([self._noise(s, target) for s in sections], axis=0)
+        self.noise = np.mean([measurement_noise(s, target, self.seed) for s in sections], axis=0)
         return self
 
-    def _labels(self, section: Section, target: ExpressionTarget) -> FloatArray:
+    def _labels(self, section: Section, target: Target) -> FloatArray:
         return target.encode(section.require_counts())
-
-    def _noise(self, section: Section, target: ExpressionTarget) -> FloatArray:
-        """Variance of the measurement noise per gene; a few hundred spots tell it well enough."""
-        counts = section.require_counts()
-        rng = np.random.default_rng(self.seed)
-        rows = np.sort(rng.permutation(counts.n_obs)[:NOISE_SPOTS])
-        return reliability(counts[rows], target, seed=self.seed, repeats=2).noise_variance
 
     def _solve(self, groups: list[Group], folds: list[InnerFold]) -> None:
         """Penalties, coefficients, held-out variance and the limit for odd images."""
@@ -184,7 +177,7 @@ class Probe:
         }
         return values, arrays
 
-    def restore(self, target: ExpressionTarget, values: Mapping[str, Any], arrays: Arrays) -> Self:
+    def restore(self, target: Target, values: Mapping[str, Any], arrays: Arrays) -> Self:
         """Take back what `state` gave."""
         self.target = target
         self.bridge, self.ood_limit = values["bridge"], values["ood_limit"]
@@ -194,6 +187,25 @@ class Probe:
         nothing = np.empty((len(eigenvalues), 0))
         self.spectrum = Spectrum(arrays["eigenvectors"], eigenvalues, nothing, values["scale"])
         return self
+
+
+def level_variance(levels: FloatArray) -> FloatArray:
+    """Variance of the level of a new section, from the levels (sections, names) of others.
+
+    The image does not tell it. One section says nothing of it: zeros.
+    """
+    if len(levels) < 2:
+        return np.zeros(levels.shape[1])
+    variance: FloatArray = levels.var(axis=0, ddof=1) * (1.0 + 1.0 / len(levels))
+    return variance
+
+
+def measurement_noise(section: Section, target: Target, seed: int) -> FloatArray:
+    """Variance of the measurement noise per name; a few hundred spots tell it well enough."""
+    counts = section.require_counts()
+    rng = np.random.default_rng(seed)
+    rows = np.sort(rng.permutation(counts.n_obs)[:NOISE_SPOTS])
+    return target.noise_variance(counts[rows], seed)
 
 
 # what a penalty is chosen for, as directions in gene space (genes, directions)

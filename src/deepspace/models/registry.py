@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from deepspace.core.config import Config, EncoderConfig
 from deepspace.core.errors import InputError
 from deepspace.data.cache import ArrayCache
 from deepspace.models.base import Predictor, SavablePredictor
-from deepspace.models.baselines import GeneMean, NearestSpot, ShuffledProbe
-from deepspace.models.encoders import Encoder, load_encoder
+from deepspace.models.baselines import GeneMean, NearestColours, NearestSpot, ShuffledProbe
+from deepspace.models.cnn import CNN, Tools
+from deepspace.models.cnn_training import check_cnn
+from deepspace.models.encoders import Encoder, Pretrained, device_of, load_encoder, load_network
 from deepspace.models.features import FeatureExtractor
 from deepspace.models.probe import Probe
 
@@ -26,6 +28,7 @@ class Workbench:
     config: Config
     cache: ArrayCache | None
     extractors: dict[EncoderConfig, FeatureExtractor]
+    networks: dict[EncoderConfig, Pretrained] = field(default_factory=dict)
 
     @classmethod
     def of(cls, config: Config, cache: ArrayCache | None = None) -> Workbench:
@@ -40,7 +43,9 @@ class Workbench:
                 fov_um=encoder.fov_um,
                 weights=encoder.weights,
                 layers=encoder.layers,
+                size_px=encoder.size_px,
                 precision=encoder.precision,
+                device=device_of(self.config.device),
             )
             self.extractors[encoder] = FeatureExtractor(
                 loaded,
@@ -50,18 +55,33 @@ class Workbench:
             )
         return self.extractors[encoder]
 
+    def network(self) -> Pretrained:
+        """Network of the configured encoder with its public weights; loaded the first time."""
+        encoder = self.config.encoder
+        if encoder not in self.networks:
+            self.networks[encoder] = load_network(
+                encoder.name,
+                fov_um=encoder.fov_um,
+                size_px=encoder.size_px,
+                weights=encoder.weights,
+                layers=encoder.layers,
+            )
+        return self.networks[encoder]
+
     def bridging(self, step: str) -> Workbench:
         """The same bench, its penalties chosen over `step` unless the configuration says."""
         if self.config.probe.bridge != "auto":
             return self
         config = self.config.with_values(probe={"bridge": step})
-        return Workbench(config, self.cache, self.extractors)
+        return replace(self, config=config)
 
     def check(self, models: Sequence[str]) -> None:
         """Refuse unknown models and missing weights before any data are read."""
         unknown = [model for model in models if model not in MODELS]
         if unknown:
             raise InputError(f"--model {', '.join(unknown)}: not one of {', '.join(MODELS)}")
+        for model in models:
+            CHECKS.get(model, _nothing_to_check)(self)
         self.extractor(self.config.encoder)
 
     def describe_encoder(self) -> dict[str, Any]:
@@ -84,6 +104,19 @@ def _resolved(config: EncoderConfig, encoder: Encoder) -> EncoderConfig:
     return config.model_copy(update={"precision": encoder.precision})
 
 
+def _nothing_to_check(bench: Workbench) -> None:
+    """Any configuration of this model is a good one."""
+
+
+def _check_cnn(bench: Workbench) -> None:
+    check_cnn(bench.network(), bench.config)
+
+
+def _cnn(bench: Workbench) -> CNN:
+    config = bench.config
+    return CNN(Tools(bench.network(), bench.extractor(config.encoder), config, bench.cache))
+
+
 def _probe(bench: Workbench) -> Probe:
     config = bench.config
     return Probe(bench.extractor(config.encoder), config.probe, config.seed)
@@ -100,11 +133,22 @@ def _colour(bench: Workbench) -> Probe:
 
 MODELS: dict[str, Callable[[Workbench], SavablePredictor]] = {
     "probe": _probe,
+    "cnn": _cnn,
 }
+
+# faults of a model's configuration that can be told before any data are read
+CHECKS: dict[str, Callable[[Workbench], None]] = {"cnn": _check_cnn}
 
 BASELINES: dict[str, Callable[[Workbench], Predictor]] = {
     "gene mean": lambda bench: GeneMean(),
     "nearest spot": lambda bench: NearestSpot(),
     "colour ridge": _colour,
+    "shuffled labels": _shuffled,
+}
+
+CLUSTER_BASELINES: dict[str, Callable[[Workbench], Predictor]] = {
+    "majority class": lambda bench: GeneMean(),
+    "nearest spot": lambda bench: NearestSpot(),
+    "nearest colours": lambda bench: NearestColours(bench.colour),
     "shuffled labels": _shuffled,
 }

@@ -8,18 +8,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import ValidationError
+from pydantic import ValidationError, model_validator
 from safetensors.numpy import load, save
 
 from deepspace.core.config import Config, EncoderConfig, StrictModel
 from deepspace.core.errors import InputError
 from deepspace.core.files import atomic_folder
 from deepspace.data.cache import ArrayCache
-from deepspace.data.targets import ExpressionTarget, Null
+from deepspace.data.targets import TARGETS
 from deepspace.models.base import Arrays, SavablePredictor
 from deepspace.models.registry import MODELS, Workbench
 
 SCHEMA_VERSION = 1
+# arrays of the target have a prefix, those of the model none
+TARGET = "target."
 
 
 class EncoderCard(StrictModel):
@@ -43,7 +45,10 @@ class TrainingCard(StrictModel):
 
 
 class GeneCard(StrictModel):
-    """One gene: how well it was predicted where it was held out, and how well it could be."""
+    """One gene or cluster: how well it was predicted where it was held out, and could be.
+
+    The score of a gene is its Pearson correlation, that of a cluster its F1 score.
+    """
 
     name: str
     score: float | None
@@ -52,20 +57,35 @@ class GeneCard(StrictModel):
 
 
 class ModelCard(StrictModel):
-    """Content of `model.json`."""
+    """Content of `model.json`; `target` is what its row of `TARGETS` restores it from."""
 
     schema_version: Literal[1] = 1
     model: str
-    transform: str
-    depth: float
-    spots: int
-    genes: tuple[GeneCard, ...]
+    kind: Literal["expression", "clusters"] = "expression"
+    target: dict[str, Any]
+    genes: tuple[GeneCard, ...] = ()
+    clusters: tuple[GeneCard, ...] = ()
     encoder: EncoderCard
     training: tuple[TrainingCard, ...]
     scores: dict[str, Any]
     provenance: dict[str, Any]
     state: dict[str, Any]
     weights_sha256: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _first_layout(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Models saved before there were clusters name the parts of the target one by one."""
+        if "target" in values or "transform" not in values:
+            return values
+        parts = ("transform", "depth", "spots")
+        kept = {key: value for key, value in values.items() if key not in parts}
+        return {**kept, "target": {key: values[key] for key in parts if key in values}}
+
+    @property
+    def columns(self) -> tuple[GeneCard, ...]:
+        """Genes or clusters, in the order that they are predicted in."""
+        return {"expression": self.genes, "clusters": self.clusters}[self.kind]
 
     @property
     def config(self) -> Config:
@@ -75,8 +95,9 @@ class ModelCard(StrictModel):
 
 def save_model(folder: Path, predictor: SavablePredictor, card: ModelCard) -> None:
     """Write a model; the folder appears whole or not at all."""
-    _, arrays = predictor.state()
-    arrays = {**arrays, "fractions": predictor.target.null.fractions}
+    _, own = predictor.state()
+    _, target = predictor.target.state()
+    arrays = own | {TARGET + name: array for name, array in target.items()}
     weights = save({name: np.ascontiguousarray(value) for name, value in arrays.items()})
     card = card.model_copy(update={"weights_sha256": hashlib.sha256(weights).hexdigest()})
     with atomic_folder(folder) as temporary:
@@ -159,10 +180,13 @@ def load_model(
             "or another version of deepspace); give the same weights with --weights, or train again"
         )
     arrays = _read_arrays(folder / "weights.safetensors", card.weights_sha256)
-    names = tuple(gene.name for gene in card.genes)
-    null = Null(arrays.pop("fractions"), card.depth, card.spots)
-    target = ExpressionTarget(names, card.transform, null)
-    return MODELS[card.model](bench).restore(target, card.state, arrays), card
+    if "fractions" in arrays:  # as models from before there were clusters name it
+        arrays[f"{TARGET}fractions"] = arrays.pop("fractions")
+    own = {name: array for name, array in arrays.items() if not name.startswith(TARGET)}
+    rest = {name.removeprefix(TARGET): arrays[name] for name in set(arrays) - set(own)}
+    names = [column.name for column in card.columns]
+    target = TARGETS[card.kind].restore(names, card.target, rest)
+    return MODELS[card.model](bench).restore(target, card.state, own), card
 
 
 def _found(weights: str | None) -> bool:

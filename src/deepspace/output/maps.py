@@ -99,7 +99,7 @@ GAP_IN = 0.08
 HEAD_IN = 0.65
 
 
-def _panel_inches(box: Box, smallest_px: float) -> float:
+def panel_inches(box: Box, smallest_px: float) -> float:
     """Width of a panel in which points of `smallest_px` slide pixels can be told apart."""
     wanted = CLEAR_SPOT_PX * (box[2] - box[0]) / smallest_px / DPI
     return float(np.clip(wanted, PANEL_IN, LARGEST_IN))
@@ -185,7 +185,7 @@ def expression_maps(
     box = backdrop.crop(np.concatenate([points.coords for points in every]), margin)
     bars_after = [False] * len(columns) + [True] + [True] * with_sd
     smallest = min((p.size_um for p in every if not p.square), default=np.inf)
-    panel_w = _panel_inches(box, smallest / backdrop.mpp)
+    panel_w = panel_inches(box, smallest / backdrop.mpp)
     grid = _grid(len(genes), bars_after, (box[3] - box[1]) / (box[2] - box[0]), panel_w)
     names = ["H&E", *columns] + ["uncertainty (sd)"] * with_sd
     for axes, name in zip(grid.panels[0], names, strict=True):

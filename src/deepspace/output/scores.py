@@ -30,7 +30,7 @@ AXIS = "held-out Pearson r"
 LEAKY = "spot"
 
 
-def _split_of(scores: pd.DataFrame) -> str:
+def split_text(scores: pd.DataFrame) -> str:
     """How the data were held out, for a heading; random spots are called what they are."""
     if "split" not in scores:
         return ""
@@ -57,7 +57,7 @@ def score_summary(scores: pd.DataFrame, baselines: Sequence[str] = ()) -> Figure
     names = [n for n in names if n not in baselines] + [n for n in names if n in baselines]
     genes = scores["gene"].nunique()
     wide = [None, BEST] if genes > BEST else [None]
-    label_in, panel_in = _label_width(names), 3.3
+    label_in, panel_in = label_inches(names), 3.3
     width = label_in + len(wide) * (panel_in + 0.25)
     height = 0.32 * len(names) + 1.2
     figure = new_figure(width, height)
@@ -68,14 +68,14 @@ def score_summary(scores: pd.DataFrame, baselines: Sequence[str] = ()) -> Figure
         )
         _draw_summary(axes, scores, names, baselines, best)
         which = f"all {genes:,} genes" if best is None else f"best {best} genes"
-        axes.set_title(which + _split_of(scores), fontsize=10)
+        axes.set_title(which + split_text(scores), fontsize=10)
         axes.set_yticks(range(len(names)), names if number == 0 else [""] * len(names), fontsize=9)
         if number == 0:
             for text, name in zip(axes.get_yticklabels(), names, strict=True):
                 text.set_color("0.4" if name in baselines else "black")
     handles = [
-        _dot("0.2", 8, "mean of genes and sections"),
-        _dot("0.2", 3.5, "one section", alpha=0.6),
+        round_mark("0.2", 8, "mean of genes and sections"),
+        round_mark("0.2", 3.5, "one section", alpha=0.6),
         Line2D([], [], color=CEILING_COLOUR, linewidth=1.6, label=CEILING),
     ]
     figure.legend(handles=handles, loc="lower right", ncols=3, fontsize=8, frameon=False)
@@ -122,7 +122,7 @@ def _draw_summary(
         axes.axhline(first - 0.5, color="0.85", linewidth=0.8)
     axes.set_xlim(lowest - 0.05, max(level if np.isfinite(level) else 0, 0.5) + 0.08)
     axes.set_ylim(len(names) - 0.5, -0.75)
-    _plain(axes)
+    plain_axes(axes)
     axes.set_xlabel(AXIS, fontsize=9)
 
 
@@ -163,7 +163,7 @@ def gene_scores(scores: pd.DataFrame, model: str, baselines: Sequence[str] = ())
     shown = ranked[:NAMED]
     many = len(ranked) > NAMED
     curves = _curves(scores, model, ranked, baselines)
-    name_in, curve_in = _label_width(shown), CURVE_IN + 0.5 if many else 0.0
+    name_in, curve_in = label_inches(shown), CURVE_IN + 0.5 if many else 0.0
     columns = 4 if many else 2
     foot_in = 0.6 + 0.18 * -(-(len(curves) + 3) // columns)
     body_in = max(0.19 * len(shown), 4.2 if many else 0.6)
@@ -180,11 +180,11 @@ def gene_scores(scores: pd.DataFrame, model: str, baselines: Sequence[str] = ())
         axes = figure.add_axes(place(0.65, CURVE_IN - 0.15))
         _draw_curves(axes, table, ranked, curves)
         axes.set_title(f"all {len(ranked):,} genes, best first", fontsize=10, loc="left")
-    title = model + _split_of(scores)
+    title = model + split_text(scores)
     figure.text(0.1 / width, 1 - 0.16 / height, title, fontsize=12, va="center")
     handles = [
-        _dot(MODEL_COLOUR, 6, "mean over sections"),
-        _dot(MODEL_COLOUR, 3, "one section", alpha=0.45),
+        round_mark(MODEL_COLOUR, 6, "mean over sections"),
+        round_mark(MODEL_COLOUR, 3, "one section", alpha=0.45),
         *([Patch(color=MODEL_COLOUR, alpha=0.15, linewidth=0, label=RANGE)] if many else []),
         *(Line2D([], [], label=name, **style) for name, (_, style) in curves.items()),
     ]
@@ -192,7 +192,7 @@ def gene_scores(scores: pd.DataFrame, model: str, baselines: Sequence[str] = ())
     return figure
 
 
-def _label_width(names: Iterable[object]) -> float:
+def label_inches(names: Iterable[object]) -> float:
     """Inches that names take at the left of a panel."""
     return 0.085 * max(len(str(name)) for name in names) + 0.35
 
@@ -240,7 +240,7 @@ def _draw_named(
     low = min(0.0, float(np.nanmin([dots["pearson"].min(), *lines])))
     axes.set(xlim=(low - 0.05, 1.0), ylim=(len(genes) - 0.4, -0.6))
     axes.axvline(0, color="0.7", linewidth=0.8, zorder=0)
-    _plain(axes)
+    plain_axes(axes)
     axes.set_xlabel(AXIS, fontsize=9)
 
 
@@ -262,7 +262,7 @@ def _draw_curves(
         axes.plot(rank, running_mean(values, window), **style)
     axes.axhline(0, color="0.8", linewidth=0.8, zorder=0)
     axes.set(xlim=(1, len(ranked)), ylim=(min(-0.1, float(low.min())), 1.0))
-    _plain(axes)
+    plain_axes(axes)
     axes.tick_params(axis="y", labelsize=8)
     axes.set_xlabel("rank of gene (lines other than the model's: running means)", fontsize=9)
     axes.set_ylabel(AXIS, fontsize=9)
@@ -279,11 +279,13 @@ def running_mean(values: pd.Series, window: int) -> pd.Series:
     return values.rolling(window, center=True, min_periods=1).mean()
 
 
-def _dot(colour: str, size: float, label: str, alpha: float = 1.0) -> Line2D:
+def round_mark(colour: str, size: float, label: str, alpha: float = 1.0) -> Line2D:
+    """A dot for a legend."""
     return Line2D([], [], color=colour, marker="o", ls="", ms=size, alpha=alpha, label=label)
 
 
-def _plain(axes: Axes) -> None:
+def plain_axes(axes: Axes) -> None:
+    """Leave away what a row of dots does not need."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(axis="x", labelsize=8)
     axes.tick_params(axis="y", length=0)

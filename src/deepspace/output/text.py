@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pandas as pd
@@ -11,6 +11,13 @@ import pandas as pd
 
 def format_summary(summary: Mapping[str, Any]) -> str:
     """Scores of an evaluation as a table: models, then baselines, then the noise ceiling."""
+    lines = TABLES[summary["target"]](summary)
+    if "warning" in summary:
+        lines.insert(0, f"WARNING: {summary['warning']}")
+    return "\n".join(lines)
+
+
+def _expression_table(summary: Mapping[str, Any]) -> list[str]:
     models: Mapping[str, Mapping[str, Any]] = summary["models"]
     width = max(len(name) for name in [*models, *summary["not_applicable"], "noise ceiling"])
     sections = list(next(iter(models.values()))["sections"])
@@ -30,11 +37,45 @@ def format_summary(summary: Mapping[str, Any]) -> str:
         f"{'noise ceiling':{width}}  {_cell(ceiling['mean_pearson']):>7}"
         f"  {_cell(ceiling['best50_pearson']):>7}"
     )
-    for name in summary["not_applicable"]:
-        lines.append(f"{name:{width}}  does not apply: it needs measured spots beside the held-out")
-    if "warning" in summary:
-        lines.insert(0, f"WARNING: {summary['warning']}")
-    return "\n".join(lines)
+    return lines + _not_applicable(summary, width)
+
+
+def _cluster_table(summary: Mapping[str, Any]) -> list[str]:
+    """Scores over all held-out spots, then the accuracy in each section."""
+    models: Mapping[str, Mapping[str, Any]] = summary["models"]
+    width = max(len(name) for name in [*models, *summary["not_applicable"]])
+    sections = list(next(iter(models.values()))["sections"])
+    shown = sections if len(sections) <= 8 else []
+    heads = [*CLUSTER_COLUMNS.values(), *(name[:8] for name in shown)]
+    lines = [
+        f"Held-out clusters, split by {summary['split']} ({summary['folds']} folds, "
+        f"{summary['spots']} spots, {summary['clusters']} clusters: {summary['labels']}); "
+        "columns of sections: accuracy",
+        f"{'':{width}}" + "".join(f"  {head:>8}" for head in heads),
+    ]
+    for name, scores in models.items():
+        cells = [scores[metric] for metric in CLUSTER_COLUMNS]
+        cells += [scores["sections"].get(s, {}).get("accuracy") for s in shown]
+        lines.append(f"{name:{width}}" + "".join(f"  {_cell(value):>8}" for value in cells))
+    return lines + _not_applicable(summary, width)
+
+
+NOUNS = {"expression": "genes", "clusters": "clusters"}
+CLUSTER_COLUMNS = {
+    "accuracy": "accuracy",
+    "macro_f1": "macro F1",
+    "balanced_accuracy": "bal.acc.",
+    "log_loss": "log loss",
+}
+TABLES: dict[str, Callable[[Mapping[str, Any]], list[str]]] = {
+    "expression": _expression_table,
+    "clusters": _cluster_table,
+}
+
+
+def _not_applicable(summary: Mapping[str, Any], width: int) -> list[str]:
+    text = "does not apply: it needs measured spots beside the held-out"
+    return [f"{name:{width}}  {text}" for name in summary["not_applicable"]]
 
 
 def _cell(value: float | None) -> str:

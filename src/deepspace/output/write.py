@@ -63,13 +63,14 @@ def prediction_anndata(
     Parameters
     ----------
     values : mapping
-        ``mean``, ``sd`` and ``sd_latent``, each (points, genes): log1p of counts per 10,000.
+        ``mean``, ``sd`` and ``sd_latent``, each (points, genes): log1p of counts per 10,000; or
+        (points, clusters): probabilities.
     coords : array
         (points, 2) `x, y`, full-resolution pixels.
     obs : DataFrame
-        One row a point; bool columns `measured`, `in_tissue` and `ood`.
+        One row a point; bool columns `measured`, `in_tissue` and `ood`; others stay.
     var : DataFrame
-        One row a gene; `predictable` (bool) and `score` (float, NaN where unknown).
+        One row a gene or cluster; `predictable` (bool) and `score` (float, NaN where unknown).
     section : Section
         Whose slide the points lie on.
     provenance : mapping

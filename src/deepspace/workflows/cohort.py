@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from platformdirs import user_cache_path
@@ -43,21 +44,56 @@ def source_files(sections: Sequence[Section]) -> list[Path]:
     return [path for section in sections for path in section.sources.values()]
 
 
-def sections_to_learn_from(
-    cohort: Cohort, bench: Workbench, out: Path | None
-) -> tuple[list[Section], list[str]]:
+@dataclass(frozen=True)
+class Prepared:
+    """A cohort to learn from: good measured spots, benches that fit them, what was dropped."""
+
+    sections: list[Section]
+    benches: list[Workbench]
+    report: list[str]
+
+
+def prepare_cohort(
+    cohort: Cohort, benches: Sequence[Workbench], models: Sequence[str], out: Path | None
+) -> Prepared:
     """Read and check a cohort, and keep its good measured spots; what was dropped is told.
 
     Raises
     ------
     InputError
-        If the cohort is wrong, or `out` is or holds one of its files.
+        If the cohort is wrong, `out` is or holds one of its files, or a model cannot be built.
     """
+    # weights that are missing are told before an hour of reading
+    for bench in benches:
+        if bench.config.encoder.fov_spots is None:
+            bench.check(models)
     sections = read_cohort(cohort)
     if out is not None:
         sheet = [Path(cohort)] if isinstance(cohort, str | Path) else []
         refuse_inputs(out, [*source_files(sections), *sheet])
-    return measured_after_qc(sections, bench)
+    fitting = [_in_micrometres(bench, sections) for bench in benches]
+    for bench in fitting:
+        bench.check(models)
+    kept, report = measured_after_qc(sections, fitting[0])
+    return Prepared(kept, fitting, report)
+
+
+def _in_micrometres(bench: Workbench, sections: Sequence[Section]) -> Workbench:
+    """The same bench, fields of view given in spot diameters turned to micrometres."""
+    factors = bench.config.encoder.fov_spots
+    if factors is None:
+        return bench
+    found = {s.section: s.spot_diameter_um for s in sections if s.measured}
+    sizes = {size for size in found.values() if size is not None}
+    if len(sizes) != 1 or None in found.values():
+        listed = ", ".join(f"{k}: {v or 'unknown'}" for k, v in found.items())
+        raise InputError(
+            f"[encoder] fov_spots needs one spot diameter for all sections ({listed}); give "
+            "fov_um in micrometres instead"
+        )
+    fov_um = tuple(factor * size for factor in factors for size in sizes)
+    encoder = bench.config.encoder.model_copy(update={"fov_um": fov_um, "fov_spots": None})
+    return replace(bench, config=bench.config.model_copy(update={"encoder": encoder}))
 
 
 def read_cohort(cohort: Cohort) -> list[Section]:

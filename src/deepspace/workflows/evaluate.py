@@ -16,7 +16,7 @@ from deepspace.workflows.cohort import (
     Cohort,
     cohort_root,
     default_cache,
-    sections_to_learn_from,
+    prepare_cohort,
     source_files,
 )
 from deepspace.workflows.figures import write_evaluation
@@ -27,7 +27,7 @@ def evaluate(
     sheet: Cohort,
     out: Path | str | None = None,
     *,
-    models: Sequence[str] = ("probe",),
+    models: Sequence[str] | None = None,
     encoders: Sequence[str] | None = None,
     config: Config | None = None,
     overwrite: bool = False,
@@ -41,8 +41,8 @@ def evaluate(
     out : Path or str, optional
         Folder to write, nothing without it: ``scores.parquet`` and ``scores.csv`` (tidy),
         ``summary.json``, ``scores.png``, ``genes.png``, and ``maps-SECTION.png``.
-    models : sequence of str
-        Keys of the table of models.
+    models : sequence of str, optional
+        Keys of the table of models; the configured one if not given.
     encoders : sequence of str, optional
         Encoders to compare; the configured one if not given.
     config : Config, optional
@@ -59,12 +59,11 @@ def evaluate(
     if out is not None:
         out = Path(out)
         check_output(out, overwrite=overwrite, marker="summary.json")
-    benches = _benches(config, encoders)
-    for bench in benches:
-        bench.check(models)
-    sections, report = sections_to_learn_from(sheet, benches[0], out)
-    found = evaluate_sections(sections, benches, list(dict.fromkeys(models)))
-    found.summary["quality_control"] = report
+    names = list(dict.fromkeys(models or [config.model]))
+    ready = prepare_cohort(sheet, _benches(config, encoders), names, out)
+    sections, benches = ready.sections, ready.benches
+    found = evaluate_sections(sections, benches, names)
+    found.summary["quality_control"] = ready.report
     found.summary["encoders"] = [bench.describe_encoder() for bench in benches]
     found.summary["provenance"] = provenance(
         "evaluate",
@@ -85,7 +84,7 @@ def _benches(config: Config, encoders: Sequence[str] | None) -> list[Workbench]:
     names = list(dict.fromkeys(encoders or [config.encoder.name]))
     if len(names) == 1:
         return [Workbench(config.with_values(encoder={"name": names[0]}), cache, shared)]
-    for option in ("fov_um", "layers"):
+    for option in ("fov_um", "fov_spots", "layers"):
         if getattr(config.encoder, option) is not None:
             raise InputError(
                 f"[encoder] {option} cannot be shared by {', '.join(names)}; evaluate one encoder "

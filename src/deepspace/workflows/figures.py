@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,19 +10,27 @@ import pandas as pd
 from anndata import AnnData
 
 from deepspace.core import keys
+from deepspace.core.classification import label_order, most_probable
+from deepspace.data.clusters import NONE
 from deepspace.io.section import Section
-from deepspace.models.registry import BASELINES
+from deepspace.models.registry import BASELINES, CLUSTER_BASELINES
 from deepspace.output.plot import (
     Backdrop,
+    ClusterMap,
     GeneMap,
     Points,
+    cluster_maps,
+    cluster_scores,
     expression_maps,
     gene_scores,
+    recall_picture,
     save,
     score_summary,
     spot_size_um,
 )
+from deepspace.output.scores import split_text
 from deepspace.output.write import write_json, write_table
+from deepspace.workflows.cluster_scoring import POOLED, HeldOutClusters, recall_table
 from deepspace.workflows.scoring import CEILING, Evaluation, HeldOut, gene_means
 
 UNITS = {"log1p_cp10k": "log1p CP10k", "pearson_residuals": "Pearson residual"}
@@ -38,6 +47,10 @@ def write_evaluation(found: Evaluation, folder: Path) -> None:
     """Tables, JSON summary and pictures of an evaluation."""
     write_table(found.scores, folder / "scores")
     write_json(found.summary, folder / "summary.json")
+    WRITERS[found.summary["target"]](found, folder)
+
+
+def _write_expression(found: Evaluation, folder: Path) -> None:
     model = str(found.scores["model"].iloc[0])
     save(score_summary(found.scores, list(BASELINES)), folder / "scores.png")
     save(gene_scores(found.scores, model, list(BASELINES)), folder / "genes.png")
@@ -47,6 +60,48 @@ def write_evaluation(found: Evaluation, folder: Path) -> None:
         path = folder / f"maps-{name}.png"
         if set(typical_genes(means)) & set(slot.genes):
             draw_held_out(slot, model, means, path, split=found.summary["split"], unit=unit)
+
+
+def _write_clusters(found: Evaluation, folder: Path) -> None:
+    model = str(found.scores["model"].iloc[0])
+    recall = recall_table(found.held_out, model)
+    write_table(
+        recall.add_prefix("predicted ").rename(columns=SPOTS).reset_index(), folder / "recall"
+    )
+    figure = cluster_scores(found.scores, list(CLUSTER_BASELINES), POOLED, MAJORITY)
+    save(figure, folder / "scores.png")
+    heading = model + split_text(found.scores)
+    save(recall_picture(recall, heading), folder / "recall.png")
+    names = label_order([*recall.index, *recall.columns[1:]])
+    for name, slot in found.held_out.items():
+        draw_held_out_clusters(slot, model, names, folder / f"maps-{name}.png", heading)
+
+
+WRITERS: dict[str, Callable[[Evaluation, Path], None]] = {
+    "expression": _write_expression,
+    "clusters": _write_clusters,
+}
+MAJORITY = next(iter(CLUSTER_BASELINES))
+SPOTS = {"predicted spots": "spots"}
+
+
+def draw_held_out_clusters(
+    slot: HeldOutClusters, model: str, names: list[str], path: Path, heading: str
+) -> None:
+    """Maps of true and predicted clusters of one held-out section."""
+    section, values = slot.section, slot.predicted[model]
+    rows = np.flatnonzero(~np.isnan(values).any(axis=1))
+    square = section.platform == "visium_hd"
+    spots = Points(section.coords[rows], spot_size_um(section), square=square)
+    truth = slot.truth[rows].astype(np.str_)
+    called = most_probable(values[rows], slot.names)
+    wrong = (truth != NONE) & (truth != called)
+    maps = [
+        ClusterMap("true clusters", spots, truth),
+        ClusterMap("predicted clusters", spots, called, values[rows].max(axis=1), wrong),
+    ]
+    title = f"Section {section.section}, held out: {heading}"
+    save(cluster_maps(Backdrop.of(section.slide), maps, names, title=title), path)
 
 
 def draw_held_out(
@@ -77,17 +132,34 @@ def draw_held_out(
 
 
 def draw_prediction(
-    prediction: AnnData, section: Section, path: Path, *, genes: int = 3, side_um: float = 0.0
+    prediction: AnnData, section: Section, path: Path, *, kind: str, side_um: float = 0.0
 ) -> None:
-    """Maps of the best genes of a prediction with their uncertainty.
+    """Picture of a prediction of this kind of target.
 
     Points of a grid are drawn as squares of `side_um`; 0 means spots.
     """
+    size = side_um or spot_size_um(section)
+    points = Points(prediction.obsm[keys.SPATIAL], size, square=side_um > 0)
+    DRAWERS[kind](prediction, section, points, path)
+
+
+def _draw_clusters(prediction: AnnData, section: Section, points: Points, path: Path) -> None:
+    """Most probable clusters over the H&E."""
+    labels = prediction.obs[keys.CLUSTER].to_numpy().astype(np.str_)
+    certainty = prediction.obs[keys.CLUSTER_PROBABILITY].to_numpy(dtype=np.float64)
+    title = f"Section {section.section}, predicted from the image alone"
+    maps = [ClusterMap("predicted clusters", points, labels, certainty)]
+    backdrop = Backdrop.of(section.slide)
+    save(cluster_maps(backdrop, maps, list(prediction.var_names), title=title), path)
+
+
+def _draw_genes(
+    prediction: AnnData, section: Section, points: Points, path: Path, *, genes: int = 3
+) -> None:
+    """Maps of the best genes of a prediction with their uncertainty."""
     score = prediction.var[keys.SCORE].fillna(-1.0)
     best = list(score.sort_values(ascending=False, kind="stable").index[:genes])
     columns = prediction.var_names.get_indexer(best)
-    size = side_um or spot_size_um(section)
-    points = Points(prediction.obsm[keys.SPATIAL], size, square=side_um > 0)
     maps = [
         GeneMap(
             gene,
@@ -99,3 +171,9 @@ def draw_prediction(
     ]
     title = f"Section {section.section}, predicted from the image alone"
     save(expression_maps(Backdrop.of(section.slide), maps, points, title=title), path)
+
+
+DRAWERS: dict[str, Callable[[AnnData, Section, Points, Path], None]] = {
+    "expression": _draw_genes,
+    "clusters": _draw_clusters,
+}

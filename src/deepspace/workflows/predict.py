@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from anndata import AnnData
 from numpy.typing import NDArray
 
 from deepspace.core import keys
+from deepspace.core.classification import most_probable
 from deepspace.core.errors import InputError, Problems
 from deepspace.core.files import check_output, refuse_inputs, sha256
 from deepspace.core.progress import log, track
@@ -101,7 +103,10 @@ def _lattice(section: Section, coords: FloatArray, tissue: TissueMask, kind: str
 
 @dataclass(frozen=True)
 class Values:
-    """Predictions as log1p of counts per 10,000, each (points, genes), and the odd ones out."""
+    """Decoded predictions, each (points, names), and the odd ones out.
+
+    log1p of counts per 10,000, or probabilities of clusters.
+    """
 
     mean: FloatArray
     sd: FloatArray
@@ -110,7 +115,7 @@ class Values:
 
 
 def predict_at(predictor: SavablePredictor, slide: Slide, coords: FloatArray) -> Values:
-    """Predict in chunks and decode to log1p CP10k."""
+    """Predict in chunks and decode."""
     parts = []
     starts = range(0, len(coords), CHUNK)
     # one chunk has a bar of its own, for its features
@@ -163,7 +168,8 @@ def predict(
     Returns
     -------
     AnnData
-        ``X`` the predicted log1p of counts per 10,000; see the README for the rest.
+        ``X`` the predicted log1p of counts per 10,000, or the probability of each cluster with
+        the most probable one in ``obs['cluster']``; see the README for the rest.
     """
     grid_stride(at)  # a wrong --at is told before anything is read
     out = None if out is None else _checked_output(Path(out), overwrite=overwrite)
@@ -179,8 +185,8 @@ def predict(
     trained_on = any(t.slide_sha256 == chosen.slide.content_hash() for t in card.training)
     if trained_on:
         log.info("note: the model was trained on this section; scores are of held-out sections")
-    size = len(card.genes), len(points.coords)
-    log.info("predicting %d genes at %d points of %s", *size, chosen.section)
+    size = len(card.columns), card.kind, len(points.coords)
+    log.info("predicting %d columns of %s at %d points of %s", *size, chosen.section)
     values = predict_at(predictor, chosen.slide, points.coords)
     root = Path.cwd() if isinstance(sheet, Section) else cohort_root(sheet)
     result = _to_anndata(
@@ -192,30 +198,45 @@ def predict(
     )
     if out is not None:
         write_prediction(result, out, overwrite=overwrite)
-        draw_prediction(result, chosen, picture_of(out), side_um=grid_stride(at))
+        draw_prediction(result, chosen, picture_of(out), kind=card.kind, side_um=grid_stride(at))
     return result
 
 
 def _to_anndata(
     section: Section, points: Points, values: Values, card: ModelCard, record: dict[str, Any]
 ) -> AnnData:
-    genes = pd.DataFrame(
+    columns = pd.DataFrame(
         {
-            keys.PREDICTABLE: [gene.predictable for gene in card.genes],
-            keys.SCORE: [np.nan if gene.score is None else gene.score for gene in card.genes],
-            keys.CEILING: [np.nan if g.ceiling is None else g.ceiling for g in card.genes],
+            keys.PREDICTABLE: [column.predictable for column in card.columns],
+            keys.SCORE: [np.nan if c.score is None else c.score for c in card.columns],
+            keys.CEILING: [np.nan if c.ceiling is None else c.ceiling for c in card.columns],
         },
-        index=[gene.name for gene in card.genes],
+        index=[column.name for column in card.columns],
     )
+    more = OBS[card.kind](values.mean, list(columns.index))
     return prediction_anndata(
         {"mean": values.mean, keys.SD: values.sd, keys.SD_LATENT: values.sd_latent},
         points.coords,
-        points.obs.assign(**{keys.OOD: values.ood}),
-        genes,
+        points.obs.assign(**{keys.OOD: values.ood}, **more),
+        columns,
         section=section,
         provenance=record,
         spot_diameter_px=spot_size_um(section) / section.slide.require_mpp(),
     )
+
+
+def _most_probable(probabilities: FloatArray, names: list[str]) -> dict[str, Any]:
+    return {
+        keys.CLUSTER: pd.Categorical(most_probable(probabilities, names), categories=names),
+        keys.CLUSTER_PROBABILITY: probabilities.max(axis=1),
+    }
+
+
+# columns of obs that come from the values of a kind of target
+OBS: dict[str, Callable[[FloatArray, list[str]], dict[str, Any]]] = {
+    "expression": lambda values, names: {},
+    "clusters": _most_probable,
+}
 
 
 def _checked_output(out: Path, *, overwrite: bool) -> Path:
@@ -281,6 +302,7 @@ def _record(
         "score_split": card.scores["split"],
         "section": section.section,
         "model": card.model,
+        "target": card.kind,
         "encoder": card.encoder.config.name,
         "model_sha256": "not saved" if card_file is None else sha256(card_file),
         "training": [t.model_dump() for t in card.training],

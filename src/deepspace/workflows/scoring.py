@@ -2,28 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from deepspace.core.config import Config
+from deepspace.core.config import Config, TargetConfig
 from deepspace.core.errors import InputError
 from deepspace.core.metrics import METRICS, mean_of_best
 from deepspace.core.progress import log
 from deepspace.data.ceiling import reliability
+from deepspace.data.clusters import ClusterTarget, prepare_clusters
 from deepspace.data.splits import LEAK_WARNING, Fold, SplitOptions, make_folds, widest_step
-from deepspace.data.targets import ExpressionTarget, fit_target
+from deepspace.data.targets import ExpressionTarget, Target, fit_target
 from deepspace.io.section import Section
 from deepspace.models.base import Predictor
-from deepspace.models.registry import BASELINES, MODELS, Workbench
+from deepspace.models.registry import BASELINES, CLUSTER_BASELINES, MODELS, Workbench
+from deepspace.workflows.cluster_scoring import (
+    HeldOutClusters,
+    cluster_table,
+    empty_clusters,
+    fill_clusters,
+    named_alike,
+    summarise_clusters,
+)
 
 FloatArray = NDArray[np.float64]
 Builder = Callable[[], Predictor]
+TargetT = TypeVar("TargetT")
+SlotT = TypeVar("SlotT")
+Baselines = Mapping[str, Callable[[Workbench], Predictor]]
 
 BEST = 50
 CEILING = "ceiling"
@@ -53,17 +65,21 @@ class Evaluation:
     Attributes
     ----------
     scores : DataFrame
-        Tidy: one row per model, section and gene, with `spots`, `pearson`, `spearman`, `rmse`,
-        `r2` and `ceiling`.
+        Tidy. Of expression: one row per model, section and gene, with `spots`, `pearson`,
+        `spearman`, `rmse`, `r2` and `ceiling`. Of clusters: see `cluster_table`.
     summary : dict
-        JSON values: per model the mean Pearson over genes and that of the best 50 genes.
+        JSON values: per model the mean Pearson over genes and that of the best 50 genes, or
+        the scores of clusters.
     held_out : dict
-        Per section id, the held-out values themselves.
+        Per section id, the held-out values themselves: `HeldOut` or `HeldOutClusters`.
+    target : Target
+        That of the first fold; the columns of the others mean the same.
     """
 
     scores: pd.DataFrame
     summary: dict[str, Any]
-    held_out: dict[str, HeldOut]
+    held_out: dict[str, Any]
+    target: Target
 
 
 def evaluate_sections(
@@ -88,30 +104,33 @@ def evaluate_sections(
     """
     for bench in benches:
         bench.check(models)
-    config = benches[0].config
+    scoring = SCORINGS[benches[0].config.target.kind]
+    sections, goal = scoring.prepare(sections, benches[0].config.target)
+    config = benches[0].config.model_copy(update={"target": goal})
     how = resolved_split(sections, config)
-    builders = _builders(benches, models, how)
+    builders = _builders(benches, models, how, scoring.baselines)
     gap_um = _gap_um(benches) if how == "block" else 0.0
     folds = make_folds(sections, how, SplitOptions(config.split.folds, gap_um, config.seed))
-    # what is wrong with the genes is told before hours of encoding
-    fit_target(folds[0].training(sections), config.target)
+    # what is wrong with the target is told before hours of encoding
+    first = fit_target(folds[0].training(sections), goal)
     _remember(sections, benches)
-    held_out: dict[str, HeldOut] = {}
+    held_out: dict[str, Any] = {}
     for number, fold in enumerate(folds, start=1):
         training = fold.training(sections)
-        target = fit_target(training, config.target)
+        target = scoring.align(fit_target(training, goal), first, training)
         log.info("fold %d of %d: %s held out", number, len(folds), fold.name)
         for name, build in builders.items():
             predictor = build().fit(training, target)
             for section in sections:
                 if section.section in fold.test:
                     if section.section not in held_out:
-                        held_out[section.section] = _empty(section, target, config)
+                        held_out[section.section] = scoring.empty(section, target, config)
                     slot = held_out[section.section]
                     slot.fold[fold.test[section.section]] = number
-                    _fill(slot, name, predictor, fold, target)
-    scores = score_table(held_out, how)
-    return Evaluation(scores, summarise(scores, config, how, len(folds)), held_out)
+                    scoring.fill(slot, name, predictor, fold, target)
+    scores = scoring.table(held_out, how)
+    summary = scoring.summarise(scores, config, how, len(folds))
+    return Evaluation(scores, summary, held_out, first)
 
 
 def resolved_split(sections: Sequence[Section], config: Config) -> str:
@@ -128,7 +147,9 @@ def _remember(sections: Sequence[Section], benches: Sequence[Workbench]) -> None
             bench.colour.remember(section.slide, section.coords)
 
 
-def _builders(benches: Sequence[Workbench], models: Sequence[str], how: str) -> dict[str, Builder]:
+def _builders(
+    benches: Sequence[Workbench], models: Sequence[str], how: str, baselines: Baselines
+) -> dict[str, Builder]:
     """Models under names that tell encoders apart, then the baselines."""
     inner = [bench.bridging(INNER[how]) for bench in benches]
     builders: dict[str, Builder] = {
@@ -136,7 +157,7 @@ def _builders(benches: Sequence[Workbench], models: Sequence[str], how: str) -> 
         for model in models
         for bench in inner
     }
-    builders.update({name: partial(row, inner[0]) for name, row in BASELINES.items()})
+    builders.update({name: partial(row, inner[0]) for name, row in baselines.items()})
     return builders
 
 
@@ -262,6 +283,7 @@ def summarise(scores: pd.DataFrame, config: Config, how: str, folds: int) -> dic
         }
     ceiling = gene_means(scores, scores["model"].iloc[0])[CEILING]
     summary: dict[str, Any] = {
+        "target": "expression",
         "not_applicable": [name for name in BASELINES if name not in models],
         "split": how,
         "folds": folds,
@@ -280,3 +302,42 @@ def summarise(scores: pd.DataFrame, config: Config, how: str, folds: int) -> dic
 
 def _rounded(value: float) -> float | None:
     return None if np.isnan(value) else round(float(value), 4)
+
+
+@dataclass(frozen=True)
+class Scoring(Generic[TargetT, SlotT]):
+    """How a kind of target is held out and scored.
+
+    `prepare` settles on the whole cohort what is no choice of a fold; `align` gives the columns
+    of a fold's target the meaning they have in the first fold's; `empty` makes the slot of a
+    section and `fill` enters one fold's predictions; `table` scores, `summarise` sums up.
+    """
+
+    baselines: Baselines
+    prepare: Callable[[Sequence[Section], TargetConfig], tuple[Sequence[Section], TargetConfig]]
+    align: Callable[[TargetT, TargetT, Sequence[Section]], TargetT]
+    empty: Callable[[Section, TargetT, Config], SlotT]
+    fill: Callable[[SlotT, str, Predictor, Fold, TargetT], None]
+    table: Callable[[dict[str, SlotT], str], pd.DataFrame]
+    summarise: Callable[[pd.DataFrame, Config, str, int], dict[str, Any]]
+
+
+_EXPRESSION: Scoring[ExpressionTarget, HeldOut] = Scoring(
+    baselines=BASELINES,
+    prepare=lambda sections, config: (sections, config),
+    align=lambda target, first, training: target,
+    empty=_empty,
+    fill=_fill,
+    table=score_table,
+    summarise=summarise,
+)
+_CLUSTERS: Scoring[ClusterTarget, HeldOutClusters] = Scoring(
+    baselines=CLUSTER_BASELINES,
+    prepare=prepare_clusters,
+    align=named_alike,
+    empty=empty_clusters,
+    fill=fill_clusters,
+    table=cluster_table,
+    summarise=summarise_clusters,
+)
+SCORINGS: dict[str, Scoring[Any, Any]] = {"expression": _EXPRESSION, "clusters": _CLUSTERS}

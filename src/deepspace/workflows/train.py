@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.stats import false_discovery_control, norm
+from scipy.stats import false_discovery_control, fisher_exact, norm
+from sklearn.metrics import f1_score, matthews_corrcoef
 
+from deepspace.core.classification import most_probable
 from deepspace.core.config import Config
 from deepspace.core.files import check_output
 from deepspace.core.progress import log
@@ -20,23 +22,25 @@ from deepspace.io.section import Section
 from deepspace.models.base import SavablePredictor
 from deepspace.models.registry import MODELS, Workbench
 from deepspace.models.store import EncoderCard, GeneCard, ModelCard, TrainingCard, save_model
+from deepspace.workflows.cluster_scoring import pooled
 from deepspace.workflows.cohort import (
     Cohort,
     cohort_root,
     default_cache,
-    sections_to_learn_from,
+    prepare_cohort,
     source_files,
 )
 from deepspace.workflows.scoring import (
     CEILING,
     INNER,
+    SCORINGS,
     Evaluation,
     evaluate_sections,
     gene_means,
     model_label,
 )
 
-# a gene counts as predictable above this held-out correlation, at this false discovery rate
+# predictable is what has this held-out correlation, at this false discovery rate
 LEAST_SCORE = 0.2
 FDR = 0.05
 
@@ -54,7 +58,7 @@ def train(
     sheet: Cohort,
     out: Path | str | None = None,
     *,
-    model: str = "probe",
+    model: str | None = None,
     config: Config | None = None,
     overwrite: bool = False,
 ) -> Trained:
@@ -66,8 +70,8 @@ def train(
         Cohort sheet (CSV), one Space Ranger ``outs/`` folder, or sections in memory.
     out : Path or str, optional
         Folder to write, nothing without it: ``model.json`` and ``weights.safetensors``.
-    model : str
-        Key of the table of models.
+    model : str, optional
+        Key of the table of models; the configured one if not given.
     config : Config, optional
         Everything else.
     overwrite : bool
@@ -82,11 +86,11 @@ def train(
     if out is not None:
         out = Path(out)
         check_output(out, overwrite=overwrite, marker="model.json")
-    bench = Workbench.of(config, default_cache())
-    bench.check([model])
-    sections, report = sections_to_learn_from(sheet, bench, out)
-    trained = train_sections(sections, bench, model, root=cohort_root(sheet))
-    trained.card.scores["quality_control"] = report
+    model = model or config.model
+    ready = prepare_cohort(sheet, [Workbench.of(config, default_cache())], [model], out)
+    (bench,) = ready.benches
+    trained = train_sections(ready.sections, bench, model, root=cohort_root(sheet))
+    trained.card.scores["quality_control"] = ready.report
     if out is not None:
         save_model(out, trained.predictor, trained.card)
     return trained
@@ -103,14 +107,18 @@ def train_sections(
 
     Paths in the provenance are relative to `root`, the folder of the cohort sheet.
     """
+    scoring = SCORINGS[bench.config.target.kind]
+    sections, goal = scoring.prepare(sections, bench.config.target)
     how = _honest_split(sections, bench.config)
-    bench = Workbench(bench.config.with_values(split={"how": how}), bench.cache, bench.extractors)
+    split = bench.config.split.model_copy(update={"how": how})
+    config = bench.config.model_copy(update={"split": split, "target": goal})
+    bench = replace(bench, config=config)
     log.info("scores come from held-out data, split by %s", how)
     evaluation = evaluate_sections(sections, [bench], [model])
     log.info("fitting %s on %d sections", model, len(sections))
     # the same choice of penalties as in the evaluation, whose scores the model carries
     predictor = MODELS[model](bench.bridging(INNER[how]))
-    predictor.fit(sections, fit_target(sections, bench.config.target))
+    predictor.fit(sections, scoring.align(fit_target(sections, goal), evaluation.target, sections))
     card = _card(predictor, model, bench, sections, evaluation, root or Path.cwd())
     return Trained(predictor, card, evaluation)
 
@@ -138,13 +146,13 @@ def _card(
     config = bench.config
     encoder = bench.extractor(config.encoder).encoder
     values, _ = predictor.state()
-    label = model_label(model, config)
-    return ModelCard(
+    target, _ = predictor.target.state()
+    field, cards = CARDS[config.target.kind]
+    columns = cards(evaluation, model_label(model, config), predictor.target.names)
+    card = ModelCard(
         model=model,
-        transform=predictor.target.transform,
-        depth=predictor.target.null.depth,
-        spots=predictor.target.null.spots,
-        genes=gene_cards(evaluation.scores, label, predictor.target.names),
+        kind=config.target.kind,
+        target=target,
         encoder=EncoderCard(
             **bench.describe_encoder(),
             fov_um=tuple(s.fov_um for s in encoder.specs),
@@ -170,6 +178,7 @@ def _card(
         ),
         state=values,
     )
+    return card.model_copy(update={field: columns})
 
 
 def gene_cards(scores: pd.DataFrame, model: str, genes: Sequence[str]) -> tuple[GeneCard, ...]:
@@ -198,6 +207,47 @@ def gene_cards(scores: pd.DataFrame, model: str, genes: Sequence[str]) -> tuple[
         )
         for gene, (_, row), ok in zip(genes, means.iterrows(), good, strict=True)
     )
+
+
+def cluster_cards(
+    evaluation: Evaluation, model: str, clusters: Sequence[str]
+) -> tuple[GeneCard, ...]:
+    """Held-out F1 score and verdict of each cluster.
+
+    A cluster is predictable if being called it and being it are correlated (phi coefficient) by at
+    least 0.2 over all held-out spots, and that is above 0 by Fisher's exact test with
+    Benjamini-Hochberg at 5 %; the caution of `gene_cards` about neighbouring spots holds.
+    """
+    found = pooled(evaluation.held_out, model)
+    if found is None:
+        return tuple(
+            GeneCard(name=n, score=None, ceiling=None, predictable=False) for n in clusters
+        )
+    truth, probabilities, names = found
+    called = most_probable(probabilities, names)
+    pairs = [(truth == name, called == name) for name in clusters]
+    tables = [[[np.sum((a == x) & (b == y)) for y in (1, 0)] for x in (1, 0)] for a, b in pairs]
+    p = [fisher_exact(table, alternative="greater").pvalue for table in tables]
+    phi = np.array([matthews_corrcoef(a, b) for a, b in pairs])
+    good = (false_discovery_control(p) <= FDR) & (phi >= LEAST_SCORE)
+    return tuple(
+        GeneCard(
+            name=name,
+            score=_number(f1_score(a, b, zero_division=0.0)) if a.any() else None,
+            ceiling=None,
+            predictable=bool(ok),
+        )
+        for name, (a, b), ok in zip(clusters, pairs, good, strict=True)
+    )
+
+
+Cards = Callable[[Evaluation, str, Sequence[str]], tuple[GeneCard, ...]]
+
+# where the card of a model keeps them, and how they are made
+CARDS: dict[str, tuple[str, Cards]] = {
+    "expression": ("genes", lambda found, model, names: gene_cards(found.scores, model, names)),
+    "clusters": ("clusters", cluster_cards),
+}
 
 
 def _number(value: float) -> float | None:

@@ -1,6 +1,6 @@
 """Backbones in plain torch, with the key names of the public checkpoints."""
 
-from deepspace.models.backbones.base import Backbone, LayerOutput, check_layers
+from deepspace.models.backbones.base import Backbone, LayerOutput, OwnHead, check_layers
 from deepspace.models.backbones.densenet import DenseNet121
 from deepspace.models.backbones.efficientnet import EfficientNetLite0
 from deepspace.models.backbones.resnet import ResNet50
@@ -13,6 +13,7 @@ __all__ = [
     "DenseNet121",
     "EfficientNetLite0",
     "LayerOutput",
+    "OwnHead",
     "ResNet50",
     "ViT",
     "ViTConfig",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from deepspace.models.backbones.base import Backbone, LayerOutput
+from deepspace.models.backbones.base import Backbone, LayerOutput, OwnHead
 
 _GROWTH = 32
 _BOTTLENECK = 4
@@ -39,8 +39,20 @@ class _Transition(nn.Module):
         return nn.functional.avg_pool2d(self.conv(torch.relu(self.norm(x))), 2, stride=2)
 
 
+class _DenseNetHead(OwnHead):
+    """ReLU, mean over the map, one dense layer."""
+
+    def __init__(self, width: int, n_outputs: int) -> None:
+        super().__init__(width, n_outputs, dropout=0.0)
+
+    def pooled(self, last: LayerOutput) -> Tensor:
+        return torch.relu(last.map).mean(dim=(2, 3))
+
+
 class DenseNet121(Backbone):
     """DenseNet121; layer k is the output of `features.denseblock{k}`, before its transition.
+
+    The last layer is read after `features.norm5`.
 
     Parameters
     ----------
@@ -49,6 +61,7 @@ class DenseNet121(Backbone):
     """
 
     layers = range(1, 5)
+    width = 1024
 
     def __init__(self, n_classes: int = 0) -> None:
         super().__init__()
@@ -78,7 +91,7 @@ class DenseNet121(Backbone):
             if number > 1:
                 x = part(f"transition{number - 1}")(x)
             x = part(f"denseblock{number}")(x)
-            outputs[number] = LayerOutput(x)
+            outputs[number] = LayerOutput(part("norm5")(x) if number == len(_BLOCKS) else x)
         return [outputs[layer] for layer in layers]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -86,6 +99,9 @@ class DenseNet121(Backbone):
         if self.classifier is None:
             raise RuntimeError("this DenseNet121 was built without its classifier (n_classes=0)")
         (last,) = self.layer_outputs(x, [4])
-        x = torch.relu(self.features.get_submodule("norm5")(last.map))
-        scores: Tensor = self.classifier(x.mean(dim=(2, 3)))
+        scores: Tensor = self.classifier(torch.relu(last.map).mean(dim=(2, 3)))
         return scores
+
+    def own_head(self, n_outputs: int) -> OwnHead:
+        """See `Backbone.own_head`."""
+        return _DenseNetHead(self.width, n_outputs)

@@ -80,6 +80,7 @@ class EfficientNetLite0(Backbone):
     """
 
     layers = range(16)
+    width = 320
 
     def __init__(self, n_classes: int = 0) -> None:
         super().__init__()

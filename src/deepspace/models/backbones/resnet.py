@@ -48,6 +48,7 @@ class ResNet50(Backbone):
     """
 
     layers = range(1, 5)
+    width = 2048
 
     def __init__(self, n_classes: int = 0) -> None:
         super().__init__()

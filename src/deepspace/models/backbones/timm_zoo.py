@@ -34,6 +34,7 @@ class TimmBackbone(Backbone):
         config: Any = model.pretrained_cfg
         self.model = model
         self.layers = range(len(info))
+        self.width = int(info[-1]["num_chs"])
         self.mean: tuple[float, ...] = tuple(config["mean"])
         self.sd: tuple[float, ...] = tuple(config["std"])
         self.size_px = int(config["input_size"][-1])

@@ -172,6 +172,7 @@ class ViT(Backbone):
         super().__init__()
         self.config = config
         self.layers = range(1, config.depth + 1)
+        self.width = config.dim
         self.embeddings = _Embeddings(config)
         self.encoder = nn.ModuleDict({"layer": nn.ModuleList(_Block(config) for _ in self.layers)})
         self.layernorm = nn.LayerNorm(config.dim, eps=_EPS)

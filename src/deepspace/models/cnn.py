@@ -1,0 +1,180 @@
+"""`cnn`: a fine-tuned network, the method of DeepSpaCE (Monjo et al. 2022)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import torch
+
+from deepspace.core.config import Config
+from deepspace.core.errors import InputError
+from deepspace.core.progress import log
+from deepspace.data.cache import ArrayCache
+from deepspace.data.targets import Target
+from deepspace.io.section import Section
+from deepspace.io.slide import Slide
+from deepspace.models import distributed
+from deepspace.models.base import Arrays, FloatArray, Prediction, learnable
+from deepspace.models.cnn_training import Fitted, Trainer, history_rows
+from deepspace.models.encoders import Pretrained, device_of
+from deepspace.models.examples import Material, Pseudo
+from deepspace.models.features import FeatureExtractor
+from deepspace.models.losses import LOSSES
+from deepspace.models.neural_linear import NeuralLinear
+from deepspace.models.probe import Extractor, level_variance, measurement_noise
+from deepspace.models.scaling import Scaling
+from deepspace.models.trainable import HEADS
+
+TRAINED = "network."
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What a `CNN` is built with.
+
+    Attributes
+    ----------
+    pretrained
+        The network with its public weights.
+    start
+        Features of the network as it is, for the ridge that the last layer starts from.
+    config
+        Of everything; `cnn`, `probe`, `encoder`, `seed` and `device` are used.
+    cache
+        Where patches and checkpoints are kept.
+    """
+
+    pretrained: Pretrained
+    start: Extractor
+    config: Config
+    cache: ArrayCache | None
+
+
+class CNN:
+    """A convolutional network fine-tuned on patches around the measured spots.
+
+    Its last layer is linear in the network's features, so uncertainty is that of a linear model
+    on features (`NeuralLinear`), with the residual variance of spots that were held out inside
+    the training data.
+
+    References
+    ----------
+    Monjo et al., Scientific Reports 12:4133 (2022).
+    """
+
+    def __init__(self, tools: Tools) -> None:
+        self.tools = tools
+
+    def fit(
+        self, sections: Sequence[Section], target: Target, pseudo: Sequence[Pseudo] = ()
+    ) -> Self:
+        """Train on the measured spots of `sections`, and on pseudo-labelled points.
+
+        Pseudo-labels never take part in validation.
+        """
+        self.target = target
+        sections = learnable(sections, target)
+        trainer = Trainer(self.tools.pretrained, self.tools.start, self.tools.config, target)
+        distributed.setup(trainer.device)
+        with distributed.main_first():
+            reader = trainer.reader(self.tools.cache)
+            material = Material.of(sections, target, reader, pseudo)
+        levels = np.stack([target.encode(s.require_counts()).mean(axis=0) for s in sections])
+        self.between = level_variance(levels)
+        seed = self.tools.config.seed
+        self.noise = np.mean([measurement_noise(s, target, seed) for s in sections], axis=0)
+        fold = trainer.inner_fold(sections)
+        log.info("cnn: early stopping watches %s, inside the training data", fold.name)
+        searched = trainer.search(material, sections, fold, self.tools.cache)
+        linear = trainer.uncertainty(searched, material)
+        final = searched
+        if self.tools.config.cnn.refit:
+            log.info("cnn: training on all training data, %d epochs", searched.history.best_epoch)
+            final = trainer.refit(material, sections, searched, self.tools.cache)
+            features = trainer.features(final, material, final.rows)
+            linear = linear.onto(features, len(searched.rows))
+        self.history = history_rows(searched, final)
+        self.validation_loss = searched.history.rows[searched.history.best_epoch]["loss"]
+        self._take(final)
+        self.linear = linear
+        return self
+
+    def _take(self, fitted: Fitted) -> None:
+        """Keep what prediction needs of a trained network."""
+        network = fitted.network
+        self.scaling, self.temperature = fitted.scaling, fitted.temperature
+        self.weights = network.head.weight.detach().cpu().numpy().astype(np.float64)
+        self.bias = network.head.bias.detach().cpu().numpy().astype(np.float64)
+        self.trained = fitted.trained_tensors()
+        self._build(fitted.pretrained)
+
+    def _build(self, pretrained: Pretrained) -> None:
+        """Features of the trained network, standardised as those of any encoder."""
+        config = self.tools.config
+        encoder = pretrained.encoder(config.encoder.precision, device_of(config.device))
+        self.extractor = FeatureExtractor(
+            encoder,
+            standardise=config.encoder.standardise,
+            stain_normalisation=config.encoder.stain_normalisation,
+        )
+
+    def predict(self, slide: Slide, coords: FloatArray) -> Prediction:
+        """Predict at `coords`, shape (points, 2)."""
+        X = self.extractor(slide, coords)
+        outputs = torch.from_numpy(X @ self.weights.T + self.bias)
+        mean = self.scaling.values(LOSSES[self.target.loss].activate(outputs).numpy())
+        grown, odd = self.linear.variance(X)
+        latent = np.maximum(self.linear.residual - self.noise, 0.0) + grown + self.between
+        return Prediction(
+            mean=mean,
+            sd=np.sqrt(self.linear.residual + grown + self.between),
+            sd_latent=np.sqrt(latent),
+            ood=odd,
+        )
+
+    def state(self) -> tuple[dict[str, Any], Arrays]:
+        """Fitted state: JSON values and arrays."""
+        arrays: Arrays = {
+            "weights": self.weights,
+            "bias": self.bias,
+            "offset": self.scaling.offset,
+            "spread": self.scaling.spread,
+            "noise": self.noise,
+            "between": self.between,
+            **self.linear.arrays(),
+            **{TRAINED + name: value for name, value in self.trained.items()},
+        }
+        values = {
+            "centred": self.scaling.centred,
+            "temperature": self.temperature,
+            "ood_limit": self.linear.limit,
+            "history": self.history,
+            "validation_loss": self.validation_loss,
+        }
+        return values, arrays
+
+    def restore(self, target: Target, values: Mapping[str, Any], arrays: Arrays) -> Self:
+        """Take back what `state` gave."""
+        self.target = target
+        self.weights, self.bias = arrays["weights"], arrays["bias"]
+        self.noise, self.between = arrays["noise"], arrays["between"]
+        self.scaling = Scaling(arrays["offset"], arrays["spread"], values["centred"])
+        self.temperature, self.history = values["temperature"], values["history"]
+        self.validation_loss = values["validation_loss"]
+        self.linear = NeuralLinear.from_arrays(arrays, values["ood_limit"])
+        prefix = len(TRAINED)
+        self.trained = {k[prefix:]: v for k, v in arrays.items() if k.startswith(TRAINED)}
+        pretrained = HEADS[self.tools.config.cnn.head](self.tools.pretrained)
+        own: dict[str, torch.Tensor] = dict(pretrained.backbone.named_parameters())
+        own |= dict(pretrained.backbone.named_buffers())
+        missing = [name for name in self.trained if name not in own]
+        if missing:
+            raise InputError(f"the model holds tensors this network has not: {missing[:5]}")
+        with torch.no_grad():
+            for name, value in self.trained.items():
+                own[name].copy_(torch.from_numpy(value))
+        self._build(pretrained)
+        return self
