@@ -175,7 +175,8 @@ def test_pseudo_labels_count_in_training_only(sections: list[Section]) -> None:
     config = settings(refit=False, epochs=1)
     target = fit_target(sections, config.target)
     slide, coords = sections[1].slide, sections[1].coords + 20.0
-    values = np.tile(target.encode(sections[1].require_counts()).mean(axis=0), (len(coords), 1))
+    level = target.wide.encode(sections[1].require_counts()).mean(axis=0)
+    values = np.tile(level, (len(coords), 1))
 
     def losses(weight: float) -> list[float]:
         pseudo = [Pseudo(slide, coords, values, np.full(len(coords), weight))]

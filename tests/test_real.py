@@ -12,7 +12,7 @@ import pytest
 
 from calls import call
 from deepspace.core.metrics import pearson
-from deepspace.data.targets import log1p_cp10k
+from deepspace.data.transforms import log1p_cp10k
 from deepspace.io.sheet import read_sheet
 
 pytestmark = pytest.mark.slow

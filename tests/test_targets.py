@@ -14,15 +14,8 @@ from hypothesis import strategies as st
 from deepspace.core.config import QCConfig, TargetConfig
 from deepspace.core.errors import InputError
 from deepspace.data.ceiling import reliability
-from deepspace.data.targets import (
-    ExpressionTarget,
-    Null,
-    apply_qc,
-    fit_target,
-    log1p_cp10k,
-    pearson_residuals,
-    qc_mask,
-)
+from deepspace.data.targets import ExpressionTarget, apply_qc, fit_target, qc_mask
+from deepspace.data.transforms import Null, log1p_cp10k, pearson_residuals
 from deepspace.io.section import Section
 from make_sections import lattice, make_section
 
@@ -140,3 +133,17 @@ def test_a_named_gene_without_counts_stays_finite(sections: list[Section]) -> No
     target = fit_target(sections, config)
     assert np.isfinite(target.encode(sections[0].require_counts())).all()
     assert "QUIET" not in fit_target(sections, TargetConfig(genes="expressed:9")).names
+
+
+def test_context_genes_are_learnt_along_and_not_named(tmp_path: Path) -> None:
+    counts = np.random.default_rng(0).poisson(np.arange(3.0, 9.0), (36, 6))
+    sections = [make_section(tmp_path, "A", counts, lattice(6), genes=list("abcdef"))]
+    target = fit_target(sections, TargetConfig(genes="b,a", context=4))
+    assert target.names == ("b", "a")
+    assert target.wide.names == ("b", "a", "f", "e")
+    assert target.wide.encode(sections[0].require_counts())[:, :2] == pytest.approx(
+        target.encode(sections[0].require_counts())
+    )
+    alone = fit_target(sections, TargetConfig(genes="b,a", context=0))
+    assert alone.wide.names == ("b", "a")
+    assert target.subset(["a"]).wide.names == ("a",)

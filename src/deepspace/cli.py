@@ -6,6 +6,7 @@ Heavy modules are imported inside the commands, so that ``--help`` answers at on
 from __future__ import annotations
 
 import json
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 # what typer exits with after Ctrl-C
 INTERRUPTED = 130
+# of several processes that torchrun starts, the first speaks
+MAIN = os.environ.get("RANK", "0") == "0"
 
 app = typer.Typer(
     name="deepspace",
@@ -46,6 +49,9 @@ Target = Annotated[
 ]
 ConfigFile = Annotated[str | None, typer.Option("--config", help="TOML file or preset name.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of everything random.")]
+Device = Annotated[
+    str | None, typer.Option(help="Where networks run: cpu, cuda, or auto (a GPU if there is one).")
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing result.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on standard error.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
@@ -95,7 +101,7 @@ def demo(
     """Simulate a block of serial sections, train, evaluate, predict, draw."""
     from deepspace.workflows.demo import demo as run
 
-    with show(quiet=quiet):
+    with show(quiet=quiet or not MAIN):
         report = run(out, seed=seed or 0, overwrite=overwrite)
     typer.echo(report)
 
@@ -114,7 +120,7 @@ def inspect(
     from deepspace.output.text import format_description
     from deepspace.workflows.inspect import inspect as run
 
-    with show(quiet=quiet):
+    with show(quiet=quiet or not MAIN):
         found = run(path, out, overwrite=overwrite)
     typer.echo(json.dumps(found, indent=1) if as_json else format_description(found))
     if found["problems"]:
@@ -135,6 +141,7 @@ def train(
     weights: Weights = None,
     config: ConfigFile = None,
     seed: Seed = None,
+    device: Device = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -144,9 +151,15 @@ def train(
     from deepspace.workflows.train import train as run
 
     settings = _config(
-        config, encoder=encoder, genes=genes, target=target, weights=weights, seed=seed
+        config,
+        encoder=encoder,
+        genes=genes,
+        target=target,
+        weights=weights,
+        seed=seed,
+        device=device,
     )
-    with show(quiet=quiet):
+    with show(quiet=quiet or not MAIN):
         trained = run(sheet, out, model=model, config=settings, overwrite=overwrite)
     _print(trained.card.scores, format_summary(trained.card.scores), as_json)
     if not as_json:
@@ -171,6 +184,10 @@ def evaluate(
     weights: Weights = None,
     config: ConfigFile = None,
     seed: Seed = None,
+    device: Device = None,
+    keep_models: Annotated[
+        bool, typer.Option("--keep-models", help="Save the models of all folds.")
+    ] = False,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -187,14 +204,16 @@ def evaluate(
         seed=seed,
         split=split,
         folds=folds,
+        device=device,
     )
-    with show(quiet=quiet):
+    with show(quiet=quiet or not MAIN):
         found = run(
             sheet,
             out,
             models=model or [settings.model],
             encoders=encoder or [settings.encoder.name],
             config=settings,
+            keep_models=keep_models,
             overwrite=overwrite,
         )
     _print(found.summary, format_summary(found.summary), as_json)
@@ -223,7 +242,7 @@ def predict(
     from deepspace.workflows.predict import predict as run
 
     del image_only  # every model so far uses the image alone
-    with show(quiet=quiet):
+    with show(quiet=quiet or not MAIN):
         found = run(
             model,
             sheet,
@@ -258,6 +277,7 @@ def _config(source: str | None, **options: Any) -> Config:
     weights = options.get("weights")
     return load_config(source).with_values(
         seed=options.get("seed"),
+        device=options.get("device"),
         target={"genes": options.get("genes"), "kind": options.get("target")},
         encoder={
             "name": options.get("encoder"),
@@ -270,4 +290,6 @@ def _config(source: str | None, **options: Any) -> Config:
 
 
 def _print(values: dict[str, Any], text: str, as_json: bool) -> None:
+    if not MAIN:
+        return
     typer.echo(json.dumps(values, indent=1) if as_json else text)

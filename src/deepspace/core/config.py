@@ -49,6 +49,10 @@ class QCConfig(StrictModel):
 class TargetConfig(StrictModel):
     """What is predicted.
 
+    Where fewer than `context` genes are asked for, the most expressed others are learnt along with
+    them, up to that number: genes vary together, so that each is learnt better. They are not
+    predicted.
+
     For ``kind = "clusters"`` the labels are those that came with the data (``given``), or are
     computed on the training sections from `genes`: ``kmeans`` with `n_clusters`, or ``leiden`` at
     `resolution`. ``auto`` takes the given ones where every measured section has some that can be
@@ -61,6 +65,7 @@ class TargetConfig(StrictModel):
     resolution: Annotated[float, Field(gt=0)] = 1.0
     transform: Literal["log1p_cp10k", "pearson_residuals"] = "log1p_cp10k"
     genes: str = "variable:1000"
+    context: Annotated[int, Field(ge=0)] = 300
     exclude: tuple[str, ...] = (r"^MT-", r"^RP[LS]\d+[AXYL]*\d?$", r"^RP(LP\d|SA)$")
 
     @field_validator("exclude")

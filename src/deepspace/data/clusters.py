@@ -69,6 +69,11 @@ class ClusterTarget:
     kind = "clusters"
     loss = "cross_entropy"
 
+    @property
+    def wide(self) -> ClusterTarget:
+        """The target itself: clusters need no others beside them."""
+        return self
+
     def labels(self, counts: AnnData) -> Labels:
         """True cluster of each spot, shape (spots,); empty where there is none."""
         return self.labeller(counts)

@@ -19,13 +19,12 @@ from deepspace.core.config import QCConfig, TargetConfig
 from deepspace.core.errors import InputError
 from deepspace.data.ceiling import reliability
 from deepspace.data.clusters import fit_clusters, restore_clusters
+from deepspace.data.transforms import TRANSFORMS, Null, pearson_residuals
 from deepspace.io.section import Section
 
 FloatArray = NDArray[np.float64]
 Arrays = dict[str, NDArray[Any]]
 
-# over-dispersion of the null model of analytic Pearson residuals (Lause et al. 2021)
-THETA = 100.0
 # fewer spots of a section tell nothing
 LEAST_SPOTS = 10
 
@@ -84,6 +83,11 @@ class Target(Protocol):
         """Genes or clusters, in the order of the columns."""
         ...
 
+    @property
+    def wide(self) -> Target:
+        """The same names first, then others that are learnt along to help them."""
+        ...
+
     def encode(self, counts: AnnData) -> FloatArray:
         """Raw counts to target values, shape (spots, names)."""
         ...
@@ -114,25 +118,6 @@ class Target(Protocol):
 
 
 @dataclass(frozen=True)
-class Null:
-    """Expression without any structure, as the training spots have it.
-
-    Attributes
-    ----------
-    fractions : ndarray, shape (genes,)
-        Share of each gene in all counts.
-    depth : float
-        Median counts of a spot.
-    spots : int
-        Number of spots; residuals are clipped at its square root.
-    """
-
-    fractions: FloatArray
-    depth: float
-    spots: int
-
-
-@dataclass(frozen=True)
 class ExpressionTarget:
     """Genes as a regression target.
 
@@ -144,13 +129,22 @@ class ExpressionTarget:
         A key of `TRANSFORMS`.
     null : Null
         What the training data say of each gene's level; only Pearson residuals use it.
+    context : ExpressionTarget, optional
+        These genes and others, learnt together because genes vary together; forgotten once a
+        model is fitted.
     """
 
     names: tuple[str, ...]
     transform: str
     null: Null
+    context: ExpressionTarget | None = None
     kind = "expression"
     loss = "smooth_l1"
+
+    @property
+    def wide(self) -> ExpressionTarget:
+        """Target with its context."""
+        return self.context or self
 
     def encode(self, counts: AnnData) -> FloatArray:
         """Raw counts to target values, shape (spots, genes)."""
@@ -171,7 +165,8 @@ class ExpressionTarget:
         """The same target for some of its genes."""
         column = {name: j for j, name in enumerate(self.names)}
         fractions = self.null.fractions[[column[name] for name in names]]
-        return replace(self, names=tuple(names), null=replace(self.null, fractions=fractions))
+        null = replace(self.null, fractions=fractions)
+        return ExpressionTarget(tuple(names), self.transform, null)
 
     def decode(self, values: FloatArray) -> FloatArray:
         """Target values to log1p of counts per 10,000."""
@@ -203,48 +198,6 @@ def restore_expression(
     """Take back what `ExpressionTarget.state` gave."""
     null = Null(arrays["fractions"], values["depth"], values["spots"])
     return ExpressionTarget(tuple(names), values["transform"], null)
-
-
-@dataclass(frozen=True)
-class Transform:
-    """A pair of functions: counts to target values, and back to log1p CP10k."""
-
-    encode: Callable[[FloatArray, FloatArray, Null], FloatArray]
-    decode: Callable[[FloatArray, Null], FloatArray]
-
-
-def log1p_cp10k(counts: FloatArray, depth: FloatArray) -> FloatArray:
-    """``log(1 + 10,000 * counts / depth)``; a spot without counts gives zeros."""
-    return np.log1p(counts * (1e4 / np.maximum(depth, 1.0))[:, None])
-
-
-def pearson_residuals(counts: FloatArray, depth: FloatArray, null: Null) -> FloatArray:
-    """Analytic Pearson residuals (Lause, Berens & Kobak, Genome Biology 22:258, 2021).
-
-    ``(x - mu) / sqrt(mu + mu^2 / theta)`` with ``mu = depth * fraction``, theta = 100, clipped
-    to +-sqrt(spots): the closed form of the SCTransform that Monjo et al. used. `null` comes
-    from the training data, so that held-out spots are not looked at.
-    """
-    mu = np.maximum(depth, 1.0)[:, None] * null.fractions
-    residual = (counts - mu) / np.sqrt(mu + mu**2 / THETA)
-    bound = np.sqrt(null.spots)
-    return np.clip(residual, -bound, bound)
-
-
-def _residuals_to_log1p(values: FloatArray, null: Null) -> FloatArray:
-    """Counts that a spot of median training depth has at this residual, per 10,000."""
-    mu = null.depth * null.fractions
-    counts = np.maximum(mu + values * np.sqrt(mu + mu**2 / THETA), 0.0)
-    return np.log1p(counts * (1e4 / null.depth))
-
-
-TRANSFORMS: dict[str, Transform] = {
-    "log1p_cp10k": Transform(
-        encode=lambda counts, depth, null: log1p_cp10k(counts, depth),
-        decode=lambda values, null: values,
-    ),
-    "pearson_residuals": Transform(encode=pearson_residuals, decode=_residuals_to_log1p),
-}
 
 
 def fit_target(sections: Sequence[Section], config: TargetConfig) -> Target:
@@ -287,17 +240,26 @@ def fit_expression(sections: Sequence[Section], config: TargetConfig) -> Express
     fractions = dict(zip(shared, np.where(totals > 0, floored, 0.0), strict=True))
     floor = dict(zip(shared, floored, strict=True))
     null = Null(np.empty(0), max(float(np.median(depths)), 1.0), len(depths))
+    candidates = _candidates(shared, fractions, config.exclude)
+    shares = replace(null, fractions=np.array([fractions[g] for g in candidates]))
     rule, _, number = config.genes.partition(":")
     if rule in GENE_RULES and number:
-        candidates = _candidates(shared, fractions, config.exclude)
-        shares = np.array([fractions[g] for g in candidates])
-        score = GENE_RULES[rule](measured, candidates, replace(null, fractions=shares))
+        score = GENE_RULES[rule](measured, candidates, shares)
         order = np.argsort(-score, kind="stable")[: _positive(number, config.genes)]
         names = [candidates[i] for i in order]
     else:
         names = _named_genes(config.genes, shared)
-    chosen = np.array([floor[g] for g in names])
-    return ExpressionTarget(tuple(names), config.transform, replace(null, fractions=chosen))
+
+    def target(genes: Sequence[str]) -> ExpressionTarget:
+        chosen = np.array([floor[g] for g in genes])
+        return ExpressionTarget(tuple(genes), config.transform, replace(null, fractions=chosen))
+
+    if len(names) >= config.context:
+        return target(names)
+    most = np.argsort(-_mean_share(measured, candidates, shares), kind="stable")
+    others = [candidates[i] for i in most if candidates[i] not in set(names)]
+    wide = target([*names, *others[: config.context - len(names)]])
+    return replace(target(names), context=wide)
 
 
 def _shared_genes(measured: Sequence[AnnData]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -81,7 +81,7 @@ class CNN:
         distributed.setup(trainer.device)
         with distributed.main_first():
             reader = trainer.reader(self.tools.cache)
-            material = Material.of(sections, target, reader, pseudo)
+            material = Material.of(sections, target.wide, reader, pseudo)
         levels = np.stack([target.encode(s.require_counts()).mean(axis=0) for s in sections])
         self.between = level_variance(levels)
         seed = self.tools.config.seed
@@ -99,7 +99,7 @@ class CNN:
         self.history = history_rows(searched, final)
         self.validation_loss = searched.history.rows[searched.history.best_epoch]["loss"]
         self._take(final)
-        self.linear = linear
+        self.linear = replace(linear, residual=linear.residual[: len(target.names)])
         return self
 
     def _take(self, fitted: Fitted) -> None:
@@ -124,8 +124,7 @@ class CNN:
     def predict(self, slide: Slide, coords: FloatArray) -> Prediction:
         """Predict at `coords`, shape (points, 2)."""
         X = self.extractor(slide, coords)
-        outputs = torch.from_numpy(X @ self.weights.T + self.bias)
-        mean = self.scaling.values(LOSSES[self.target.loss].activate(outputs).numpy())
+        mean = self._values(X)[:, : len(self.target.names)]
         grown, odd = self.linear.variance(X)
         latent = np.maximum(self.linear.residual - self.noise, 0.0) + grown + self.between
         return Prediction(
@@ -135,13 +134,22 @@ class CNN:
             ood=odd,
         )
 
+    def teach(self, slide: Slide, coords: FloatArray) -> FloatArray:
+        """Values of all targets that were learnt, ``target.wide``, shape (points, names)."""
+        return self._values(self.extractor(slide, coords))
+
+    def _values(self, X: FloatArray) -> FloatArray:
+        outputs = torch.from_numpy(X @ self.weights.T + self.bias)
+        return self.scaling.values(LOSSES[self.target.loss].activate(outputs).numpy())
+
     def state(self) -> tuple[dict[str, Any], Arrays]:
-        """Fitted state: JSON values and arrays."""
+        """Fitted state: JSON values and arrays; of the targets only those asked for."""
+        names = len(self.target.names)
         arrays: Arrays = {
-            "weights": self.weights,
-            "bias": self.bias,
-            "offset": self.scaling.offset,
-            "spread": self.scaling.spread,
+            "weights": self.weights[:names],
+            "bias": self.bias[:names],
+            "offset": self.scaling.offset[:names],
+            "spread": self.scaling.spread[:names],
             "noise": self.noise,
             "between": self.between,
             **self.linear.arrays(),

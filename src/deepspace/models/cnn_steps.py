@@ -56,11 +56,12 @@ def forward(
 
 @dataclass(frozen=True)
 class Validation:
-    """Loss and mean correlation of the held-out spots."""
+    """Loss and mean correlation of the first `names` targets at the held-out spots."""
 
     examples: Examples
     rows: Rows
     loss: Loss
+    names: int
     bf16: bool
 
     def __call__(self, network: nn.Module) -> dict[str, float]:
@@ -68,7 +69,8 @@ class Validation:
         assert isinstance(network, TrainableNetwork)
         examples = self.examples
         found = forward(network, examples.patches, examples.section, self.rows, bf16=self.bf16)
-        outputs, labels = torch.from_numpy(found.outputs), examples.labels[self.rows]
+        outputs = torch.from_numpy(found.outputs[:, : self.names])
+        labels = examples.labels[self.rows, : self.names]
         ones = torch.ones(len(self.rows))
         total = self.loss.value(outputs.float(), torch.from_numpy(labels), ones)
         values = self.loss.activate(outputs).numpy()

@@ -180,7 +180,9 @@ class Trainer:
         """`probe` on the network as it is, if the last layer starts from it."""
         if self.config.cnn.start == "random":
             return None
-        return Probe(self.start, self.config.probe, self.config.seed).fit(sections, self.target)
+        return Probe(self.start, self.config.probe, self.config.seed).fit(
+            sections, self.target.wide
+        )
 
     def _labels(self, material: Material, train: Rows, scaling: Scaling) -> NDArray[np.float32]:
         """Labels of all rows; a slide's level is that of its training spots, else of its own."""
@@ -221,7 +223,9 @@ class Trainer:
         steps = Steps(
             self.loss,
             lambda x, seeds: augment(x, self.config.cnn.augment, seeds),
-            Validation(examples, test, self.loss, self.bf16) if len(test) else None,
+            Validation(examples, test, self.loss, len(self.target.names), self.bf16)
+            if len(test)
+            else None,
             refresh if self.config.encoder.standardise == "section" else _nothing,
         )
         key = self._key(material, labels, weights, loop)

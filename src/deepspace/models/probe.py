@@ -77,6 +77,12 @@ class Probe:
         """Fit on the measured spots of `sections`."""
         self.target = target
         sections = learnable(sections, target)
+        self._fit(sections, target.wide)
+        self._keep(len(target.names))
+        self.noise = np.mean([measurement_noise(s, target, self.seed) for s in sections], axis=0)
+        return self
+
+    def _fit(self, sections: Sequence[Section], target: Target) -> None:
         X = {s.section: self.extractor(s.slide, s.coords) for s in sections}
         Y = {s.section: self._labels(s, target) for s in sections}
         self.x_mean = np.mean([x.mean(axis=0) for x in X.values()], axis=0)
@@ -89,21 +95,28 @@ class Probe:
                 f"penalties: no second {self.config.bridge} in the training data, so chosen by "
                 f"{self.bridge}"
             )
-        # small sections get fewer blocks, so that each has spots enough to tell a penalty
-        spots = min(len(x) for x in X.values())
-        options = SplitOptions(max(2, min(BLOCKS, spots // 15)), self.extractor.fov_um, self.seed)
-        folds = [_inner_fold(f, X, Y) for f in make_folds(sections, self.bridge, options)]
+        folds = [_inner_fold(f, X, Y) for f in self._folds(sections)]
         groups = [(X[k] - X[k].mean(axis=0), Y[k] - Y[k].mean(axis=0)) for k in X]
         self._solve(groups, folds)
-        self.noise = np.mean([measurement_noise(s, target, self.seed) for s in sections], axis=0)
-        return self
+
+    def _keep(self, names: int) -> None:
+        """Drop all but the first targets: the others only helped to find the components."""
+        for array in ("y_mean", "between", "variance", "leverage_shares", "coefficients"):
+            setattr(self, array, getattr(self, array)[..., :names])
+
+    def _folds(self, sections: Sequence[Section]) -> list[Fold]:
+        """What is left out in turn to choose penalties."""
+        # small sections get fewer blocks, so that each has spots enough to tell a penalty
+        spots = min(len(s.coords) for s in sections)
+        options = SplitOptions(max(2, min(BLOCKS, spots // 15)), self.extractor.fov_um, self.seed)
+        return make_folds(sections, self.bridge, options)
 
     def _labels(self, section: Section, target: Target) -> FloatArray:
         return target.encode(section.require_counts())
 
     def _solve(self, groups: list[Group], folds: list[InnerFold]) -> None:
         """Penalties, coefficients, held-out variance and the limit for odd images."""
-        basis = BASES[self.config.penalty_for](groups)
+        basis = self._basis(groups)
         rotated = [_rotate(fold, basis) for fold in folds]
         spectra = [Spectrum.of(total_gram(fold.train)) for fold in rotated]
         error = held_out_errors(rotated, spectra, self.config.penalties)
@@ -125,6 +138,10 @@ class Probe:
         self.ood_limit = float(np.quantile(scaled, OOD_QUANTILE))
         self.spectrum = Spectrum.of(total_gram([(x, y @ basis) for x, y in groups]))
         self.coefficients = self.spectrum.coefficients(chosen) @ basis.T
+
+    def _basis(self, groups: list[Group]) -> FloatArray:
+        """Directions of the targets that get a penalty each, shape (names, directions)."""
+        return BASES[self.config.penalty_for](groups)
 
     def _held_out(
         self,

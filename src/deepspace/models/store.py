@@ -13,7 +13,6 @@ from safetensors.numpy import load, save
 
 from deepspace.core.config import Config, EncoderConfig, StrictModel
 from deepspace.core.errors import InputError
-from deepspace.core.files import atomic_folder
 from deepspace.data.cache import ArrayCache
 from deepspace.data.targets import TARGETS
 from deepspace.models.base import Arrays, SavablePredictor
@@ -93,17 +92,16 @@ class ModelCard(StrictModel):
         return Config.model_validate(self.provenance["config"])
 
 
-def save_model(folder: Path, predictor: SavablePredictor, card: ModelCard) -> None:
-    """Write a model; the folder appears whole or not at all."""
+def write_model(folder: Path, predictor: SavablePredictor, card: ModelCard) -> None:
+    """Write ``model.json`` and ``weights.safetensors`` into a folder that the caller renames."""
     _, own = predictor.state()
     _, target = predictor.target.state()
     arrays = own | {TARGET + name: array for name, array in target.items()}
     weights = save({name: np.ascontiguousarray(value) for name, value in arrays.items()})
     card = card.model_copy(update={"weights_sha256": hashlib.sha256(weights).hexdigest()})
-    with atomic_folder(folder) as temporary:
-        text = json.dumps(card.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
-        (temporary / "model.json").write_text(text, encoding="utf-8")
-        (temporary / "weights.safetensors").write_bytes(weights)
+    text = json.dumps(card.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
+    (folder / "model.json").write_text(text, encoding="utf-8")
+    (folder / "weights.safetensors").write_bytes(weights)
 
 
 def read_card(folder: Path) -> ModelCard:
@@ -153,7 +151,7 @@ def load_model(
     Parameters
     ----------
     folder : Path
-        What `save_model` wrote.
+        With what `write_model` wrote.
     cache : ArrayCache, optional
         Where features are kept.
     weights : Path, optional

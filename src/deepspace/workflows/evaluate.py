@@ -9,9 +9,11 @@ from deepspace.core.config import Config, EncoderConfig
 from deepspace.core.errors import InputError
 from deepspace.core.files import atomic_folder, check_output
 from deepspace.core.provenance import input_hashes, provenance
+from deepspace.models import distributed
 from deepspace.models.encoders import needs_weights
 from deepspace.models.features import FeatureExtractor
 from deepspace.models.registry import Workbench
+from deepspace.models.store import write_model
 from deepspace.workflows.cohort import (
     Cohort,
     cohort_root,
@@ -19,8 +21,9 @@ from deepspace.workflows.cohort import (
     prepare_cohort,
     source_files,
 )
-from deepspace.workflows.figures import write_evaluation
-from deepspace.workflows.scoring import Evaluation, evaluate_sections
+from deepspace.workflows.figures import write_evaluation, write_history
+from deepspace.workflows.scoring import Evaluation, FoldModel, evaluate_sections
+from deepspace.workflows.train import model_card
 
 
 def evaluate(
@@ -30,6 +33,7 @@ def evaluate(
     models: Sequence[str] | None = None,
     encoders: Sequence[str] | None = None,
     config: Config | None = None,
+    keep_models: bool = False,
     overwrite: bool = False,
 ) -> Evaluation:
     """Score models on held-out data of a cohort and write tables and pictures.
@@ -47,6 +51,8 @@ def evaluate(
         Encoders to compare; the configured one if not given.
     config : Config, optional
         Everything else.
+    keep_models : bool
+        Save the models of all folds under ``models/``.
     overwrite : bool
         Replace `out` if it exists.
 
@@ -62,7 +68,7 @@ def evaluate(
     names = list(dict.fromkeys(models or [config.model]))
     ready = prepare_cohort(sheet, _benches(config, encoders), names, out)
     sections, benches = ready.sections, ready.benches
-    found = evaluate_sections(sections, benches, names)
+    found = evaluate_sections(sections, benches, names, keep=keep_models)
     found.summary["quality_control"] = ready.report
     found.summary["encoders"] = [bench.describe_encoder() for bench in benches]
     found.summary["provenance"] = provenance(
@@ -71,10 +77,22 @@ def evaluate(
         input_hashes(source_files(sections), cohort_root(sheet)),
         config.seed,
     )
-    if out is not None:
+    if out is not None and distributed.is_main():
         with atomic_folder(out) as folder:
             write_evaluation(found, folder)
+            for kept in found.fold_models:
+                _save_fold(kept, found, folder / "models", cohort_root(sheet))
     return found
+
+
+def _save_fold(kept: FoldModel, found: Evaluation, folder: Path, root: Path) -> None:
+    """Save one fold's model; its scores are those of all folds."""
+    card = model_card(kept.predictor, kept.model, kept.bench, kept.training, found, root)
+    name = kept.label.replace(" (", "-").rstrip(")").replace("/", "_")
+    own = folder / f"{name}-fold{kept.number}"
+    own.mkdir(parents=True)
+    write_model(own, kept.predictor, card)
+    write_history(card, own)
 
 
 def _benches(config: Config, encoders: Sequence[str] | None) -> list[Workbench]:

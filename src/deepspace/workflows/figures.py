@@ -14,6 +14,8 @@ from deepspace.core.classification import label_order, most_probable
 from deepspace.data.clusters import NONE
 from deepspace.io.section import Section
 from deepspace.models.registry import BASELINES, CLUSTER_BASELINES
+from deepspace.models.store import ModelCard
+from deepspace.output.history import training_history
 from deepspace.output.plot import (
     Backdrop,
     ClusterMap,
@@ -41,6 +43,14 @@ def typical_genes(means: pd.DataFrame) -> list[str]:
     ranked = means["pearson"].dropna().sort_values(ascending=False, kind="stable").index
     wanted = [0, 1, len(ranked) // 2, len(ranked) - 1]
     return list(dict.fromkeys(str(ranked[i]) for i in wanted if i < len(ranked)))
+
+
+def write_history(card: ModelCard, folder: Path) -> None:
+    """Table and picture of how a network was trained, where one was."""
+    if "history" in card.state:
+        history = pd.DataFrame(card.state["history"])
+        write_table(history, folder / "history")
+        save(training_history(history), folder / "history.png")
 
 
 def write_evaluation(found: Evaluation, folder: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
 import pandas as pd
@@ -20,7 +20,7 @@ from deepspace.data.clusters import ClusterTarget, prepare_clusters
 from deepspace.data.splits import LEAK_WARNING, Fold, SplitOptions, make_folds, widest_step
 from deepspace.data.targets import ExpressionTarget, Target, fit_target
 from deepspace.io.section import Section
-from deepspace.models.base import Predictor
+from deepspace.models.base import Predictor, SavablePredictor
 from deepspace.models.registry import BASELINES, CLUSTER_BASELINES, MODELS, Workbench
 from deepspace.workflows.cluster_scoring import (
     HeldOutClusters,
@@ -58,6 +58,21 @@ class HeldOut:
     predicted: dict[str, FloatArray] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class FoldModel:
+    """A model fitted on one fold's training spots.
+
+    `label` is its name in tables, `model` its key of `MODELS`, `number` that of the fold.
+    """
+
+    label: str
+    model: str
+    bench: Workbench
+    number: int
+    training: list[Section]
+    predictor: SavablePredictor
+
+
 @dataclass
 class Evaluation:
     """What an evaluation found.
@@ -74,18 +89,23 @@ class Evaluation:
         Per section id, the held-out values themselves: `HeldOut` or `HeldOutClusters`.
     target : Target
         That of the first fold; the columns of the others mean the same.
+    fold_models : list of FoldModel
+        Empty unless they were to be kept; baselines are not among them.
     """
 
     scores: pd.DataFrame
     summary: dict[str, Any]
     held_out: dict[str, Any]
     target: Target
+    fold_models: list[FoldModel] = field(default_factory=list)
 
 
 def evaluate_sections(
     sections: Sequence[Section],
     benches: Sequence[Workbench],
     models: Sequence[str] = ("probe",),
+    *,
+    keep: bool = False,
 ) -> Evaluation:
     """Score `models` with every encoder of `benches`, and all baselines, on held-out spots.
 
@@ -97,6 +117,8 @@ def evaluate_sections(
         One per encoder; they share split, target and seed, which the first one gives.
     models : sequence of str
         Keys of `MODELS`.
+    keep : bool
+        Whether the models of the folds are given back.
 
     Notes
     -----
@@ -108,19 +130,26 @@ def evaluate_sections(
     sections, goal = scoring.prepare(sections, benches[0].config.target)
     config = benches[0].config.model_copy(update={"target": goal})
     how = resolved_split(sections, config)
-    builders = _builders(benches, models, how, scoring.baselines)
+    inner = [bench.bridging(INNER[how]) for bench in benches]
+    named = {model_label(m, bench.config): (m, bench) for m in models for bench in inner}
+    builders: dict[str, Builder] = {k: partial(MODELS[m], b) for k, (m, b) in named.items()}
+    builders |= {name: partial(row, inner[0]) for name, row in scoring.baselines.items()}
     gap_um = _gap_um(benches) if how == "block" else 0.0
     folds = make_folds(sections, how, SplitOptions(config.split.folds, gap_um, config.seed))
     # what is wrong with the target is told before hours of encoding
     first = fit_target(folds[0].training(sections), goal)
     _remember(sections, benches)
     held_out: dict[str, Any] = {}
+    kept: list[FoldModel] = []
     for number, fold in enumerate(folds, start=1):
         training = fold.training(sections)
         target = scoring.align(fit_target(training, goal), first, training)
         log.info("fold %d of %d: %s held out", number, len(folds), fold.name)
         for name, build in builders.items():
             predictor = build().fit(training, target)
+            if keep and name in named:
+                fitted = cast(SavablePredictor, predictor)
+                kept.append(FoldModel(name, *named[name], number, training, fitted))
             for section in sections:
                 if section.section in fold.test:
                     if section.section not in held_out:
@@ -130,7 +159,7 @@ def evaluate_sections(
                     scoring.fill(slot, name, predictor, fold, target)
     scores = scoring.table(held_out, how)
     summary = scoring.summarise(scores, config, how, len(folds))
-    return Evaluation(scores, summary, held_out, first)
+    return Evaluation(scores, summary, held_out, first, kept)
 
 
 def resolved_split(sections: Sequence[Section], config: Config) -> str:
@@ -145,20 +174,6 @@ def _remember(sections: Sequence[Section], benches: Sequence[Workbench]) -> None
         for section in sections:
             bench.extractor(bench.config.encoder).remember(section.slide, section.coords)
             bench.colour.remember(section.slide, section.coords)
-
-
-def _builders(
-    benches: Sequence[Workbench], models: Sequence[str], how: str, baselines: Baselines
-) -> dict[str, Builder]:
-    """Models under names that tell encoders apart, then the baselines."""
-    inner = [bench.bridging(INNER[how]) for bench in benches]
-    builders: dict[str, Builder] = {
-        model_label(model, bench.config): partial(MODELS[model], bench)
-        for model in models
-        for bench in inner
-    }
-    builders.update({name: partial(row, inner[0]) for name, row in baselines.items()})
-    return builders
 
 
 def model_label(model: str, config: Config) -> str:

@@ -13,15 +13,16 @@ from sklearn.metrics import f1_score, matthews_corrcoef
 
 from deepspace.core.classification import most_probable
 from deepspace.core.config import Config
-from deepspace.core.files import check_output
+from deepspace.core.files import atomic_folder, check_output
 from deepspace.core.progress import log
 from deepspace.core.provenance import input_hashes, provenance
 from deepspace.data.splits import widest_step
 from deepspace.data.targets import fit_target
 from deepspace.io.section import Section
+from deepspace.models import distributed
 from deepspace.models.base import SavablePredictor
 from deepspace.models.registry import MODELS, Workbench
-from deepspace.models.store import EncoderCard, GeneCard, ModelCard, TrainingCard, save_model
+from deepspace.models.store import EncoderCard, GeneCard, ModelCard, TrainingCard, write_model
 from deepspace.workflows.cluster_scoring import pooled
 from deepspace.workflows.cohort import (
     Cohort,
@@ -30,6 +31,7 @@ from deepspace.workflows.cohort import (
     prepare_cohort,
     source_files,
 )
+from deepspace.workflows.figures import write_history
 from deepspace.workflows.scoring import (
     CEILING,
     INNER,
@@ -69,7 +71,8 @@ def train(
     sheet : Path, str or sequence of Section
         Cohort sheet (CSV), one Space Ranger ``outs/`` folder, or sections in memory.
     out : Path or str, optional
-        Folder to write, nothing without it: ``model.json`` and ``weights.safetensors``.
+        Folder to write, nothing without it: ``model.json`` and ``weights.safetensors``,
+        and how a network was trained, ``history.csv`` and ``history.png``.
     model : str, optional
         Key of the table of models; the configured one if not given.
     config : Config, optional
@@ -91,8 +94,10 @@ def train(
     (bench,) = ready.benches
     trained = train_sections(ready.sections, bench, model, root=cohort_root(sheet))
     trained.card.scores["quality_control"] = ready.report
-    if out is not None:
-        save_model(out, trained.predictor, trained.card)
+    if out is not None and distributed.is_main():
+        with atomic_folder(out) as folder:
+            write_model(folder, trained.predictor, trained.card)
+            write_history(trained.card, folder)
     return trained
 
 
@@ -119,7 +124,7 @@ def train_sections(
     # the same choice of penalties as in the evaluation, whose scores the model carries
     predictor = MODELS[model](bench.bridging(INNER[how]))
     predictor.fit(sections, scoring.align(fit_target(sections, goal), evaluation.target, sections))
-    card = _card(predictor, model, bench, sections, evaluation, root or Path.cwd())
+    card = model_card(predictor, model, bench, sections, evaluation, root or Path.cwd())
     return Trained(predictor, card, evaluation)
 
 
@@ -135,7 +140,7 @@ def _honest_split(sections: Sequence[Section], config: Config) -> str:
     return found
 
 
-def _card(
+def model_card(
     predictor: SavablePredictor,
     model: str,
     bench: Workbench,
@@ -143,6 +148,7 @@ def _card(
     evaluation: Evaluation,
     root: Path,
 ) -> ModelCard:
+    """Card of a model fitted on `sections`, with the scores of `evaluation`."""
     config = bench.config
     encoder = bench.extractor(config.encoder).encoder
     values, _ = predictor.state()
