@@ -172,6 +172,50 @@ class CNNConfig(StrictModel):
     checkpoint_minutes: Annotated[float, Field(gt=0)] = 10.0
 
 
+class StudentConfig(StrictModel):
+    """How a student of ``probe-student`` or ``cnn-student`` learns from unmeasured tiles.
+
+    Defaults are what did best on held-out sections (docs/decisions/009-noisy-student.md).
+
+    Attributes
+    ----------
+    rounds
+        Times that the student becomes the teacher of the next one.
+    tiles
+        Most unlabelled tiles, shared evenly among the slides.
+    sources
+        Where tiles come from: ``gaps`` between the training spots, unmeasured ``sections`` of
+        the sheet, or a folder of slides.
+    labels
+        ``teacher``, or a control: the same labels ``permuted`` over the tiles, or ``random``
+        ones of the same spread. Controls have no gate.
+    strength
+        Weight of the pseudo-labels: for `probe` against the ridge penalty, for `cnn` against
+        the measured spots.
+    radius_um
+        Pseudo-labels are the teacher's predictions on the neighbours within this distance.
+    confidence
+        Weigh tiles by the teacher's certainty.
+    balance
+        Weigh tiles evenly over the range of the pseudo-labels.
+    augment
+        Noise of the students of a `cnn`: groups of `deepspace.models.augment.GROUPS`.
+    gate
+        Keep the teacher unless the student is better on left-out training data.
+    """
+
+    rounds: Annotated[int, Field(ge=1)] = 5
+    tiles: Annotated[int, Field(ge=2)] = 4000
+    sources: tuple[str, ...] = ("gaps", "sections")
+    labels: Literal["teacher", "permuted", "random"] = "teacher"
+    strength: Annotated[float, Field(gt=0)] = 1.0
+    radius_um: Annotated[float, Field(gt=0)] = 150.0
+    confidence: bool = False
+    balance: bool = False
+    augment: tuple[str, ...] = ("flips", "rotations", "crop", "colour", "blur", "noise")
+    gate: bool = True
+
+
 class SplitConfig(StrictModel):
     """How held-out data are chosen by `evaluate`.
 
@@ -196,6 +240,7 @@ class Config(StrictModel):
     encoder: EncoderConfig = EncoderConfig()
     probe: ProbeConfig = ProbeConfig()
     cnn: CNNConfig = CNNConfig()
+    student: StudentConfig = StudentConfig()
     split: SplitConfig = SplitConfig()
 
     def with_values(self, **changes: dict[str, Any] | int | str | None) -> Self:

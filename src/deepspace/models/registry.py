@@ -12,10 +12,13 @@ from deepspace.data.cache import ArrayCache
 from deepspace.models.base import Predictor, SavablePredictor
 from deepspace.models.baselines import GeneMean, NearestColours, NearestSpot, ShuffledProbe
 from deepspace.models.cnn import CNN, Tools
+from deepspace.models.cnn_student import CNNStudent
 from deepspace.models.cnn_training import check_cnn
 from deepspace.models.encoders import Encoder, Pretrained, device_of, load_encoder, load_network
 from deepspace.models.features import FeatureExtractor
 from deepspace.models.probe import Probe
+from deepspace.models.student import ProbeStudent
+from deepspace.models.unlabelled import Unlabelled
 
 # field of view at which mean colour alone predicts best (docs/decisions/006-fields-of-view.md)
 COLOUR_UM = 220.0
@@ -23,11 +26,15 @@ COLOUR_UM = 220.0
 
 @dataclass(frozen=True)
 class Workbench:
-    """What models are built with: configuration and a cache, extractors made once."""
+    """What models are built with: configuration and a cache, extractors made once.
+
+    `pool` are tiles of slides without measurement, for students.
+    """
 
     config: Config
     cache: ArrayCache | None
     extractors: dict[EncoderConfig, FeatureExtractor]
+    pool: tuple[Unlabelled, ...] = ()
     networks: dict[EncoderConfig, Pretrained] = field(default_factory=dict)
 
     @classmethod
@@ -112,9 +119,23 @@ def _check_cnn(bench: Workbench) -> None:
     check_cnn(bench.network(), bench.config)
 
 
-def _cnn(bench: Workbench) -> CNN:
+def _tools(bench: Workbench) -> Tools:
     config = bench.config
-    return CNN(Tools(bench.network(), bench.extractor(config.encoder), config, bench.cache))
+    return Tools(bench.network(), bench.extractor(config.encoder), config, bench.cache)
+
+
+def _cnn(bench: Workbench) -> CNN:
+    return CNN(_tools(bench))
+
+
+def _cnn_student(bench: Workbench) -> CNNStudent:
+    return CNNStudent(_tools(bench), bench.config.student, bench.pool)
+
+
+def _probe_student(bench: Workbench) -> ProbeStudent:
+    config = bench.config
+    extractor = bench.extractor(config.encoder)
+    return ProbeStudent(extractor, config.probe, config.student, bench.pool, config.seed)
 
 
 def _probe(bench: Workbench) -> Probe:
@@ -134,10 +155,21 @@ def _colour(bench: Workbench) -> Probe:
 MODELS: dict[str, Callable[[Workbench], SavablePredictor]] = {
     "probe": _probe,
     "cnn": _cnn,
+    "probe-student": _probe_student,
+    "cnn-student": _cnn_student,
 }
 
 # faults of a model's configuration that can be told before any data are read
-CHECKS: dict[str, Callable[[Workbench], None]] = {"cnn": _check_cnn}
+CHECKS: dict[str, Callable[[Workbench], None]] = {
+    "cnn": _check_cnn,
+    "cnn-student": _check_cnn,
+}
+
+# who a student learns from, and is compared with
+TEACHERS = {"probe-student": "probe", "cnn-student": "cnn"}
+
+# pseudo-labels that teach nothing; a student that gains from these gains from something else
+CONTROLS = ("permuted", "random")
 
 BASELINES: dict[str, Callable[[Workbench], Predictor]] = {
     "gene mean": lambda bench: GeneMean(),

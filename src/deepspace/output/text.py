@@ -12,6 +12,7 @@ import pandas as pd
 def format_summary(summary: Mapping[str, Any]) -> str:
     """Scores of an evaluation as a table: models, then baselines, then the noise ceiling."""
     lines = TABLES[summary["target"]](summary)
+    lines += [_gain_line(gain) for gain in summary.get("gains", [])]
     if "warning" in summary:
         lines.insert(0, f"WARNING: {summary['warning']}")
     return "\n".join(lines)
@@ -71,6 +72,15 @@ TABLES: dict[str, Callable[[Mapping[str, Any]], list[str]]] = {
     "expression": _expression_table,
     "clusters": _cluster_table,
 }
+
+
+def _gain_line(gain: Mapping[str, Any]) -> str:
+    """What a student gains over its teacher, with the interval over sections."""
+    between = "" if gain["low"] is None else f" (95 % {gain['low']:+.4f} to {gain['high']:+.4f})"
+    return (
+        f"{gain['student']} over {gain['teacher']}: {gain['gain']:+.4f} {gain['score']}{between}, "
+        f"better in {gain['better']} of {gain['sections']} sections"
+    )
 
 
 def _not_applicable(summary: Mapping[str, Any], width: int) -> list[str]:

@@ -19,6 +19,7 @@ from deepspace.io.checks import check_cohort, validate
 from deepspace.io.section import Section
 from deepspace.io.sheet import read_sheet
 from deepspace.models.registry import Workbench
+from deepspace.workflows.semi import with_pool
 
 # enough pixels a patch to tell glass from tissue
 WHITE_PX = 64
@@ -75,6 +76,7 @@ def prepare_cohort(
     for bench in fitting:
         bench.check(models)
     kept, report = measured_after_qc(sections, fitting[0])
+    fitting = [with_pool(bench, sections, models) for bench in fitting]
     return Prepared(kept, fitting, report)
 
 

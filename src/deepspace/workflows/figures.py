@@ -62,8 +62,9 @@ def write_evaluation(found: Evaluation, folder: Path) -> None:
 
 def _write_expression(found: Evaluation, folder: Path) -> None:
     model = str(found.scores["model"].iloc[0])
-    save(score_summary(found.scores, list(BASELINES)), folder / "scores.png")
-    save(gene_scores(found.scores, model, list(BASELINES)), folder / "genes.png")
+    others = [*found.summary.get("controls", []), *BASELINES]
+    save(score_summary(found.scores, others), folder / "scores.png")
+    save(gene_scores(found.scores, model, others), folder / "genes.png")
     means = gene_means(found.scores, model)
     unit = UNITS[found.summary["transform"]]
     for name, slot in found.held_out.items():
@@ -78,7 +79,8 @@ def _write_clusters(found: Evaluation, folder: Path) -> None:
     write_table(
         recall.add_prefix("predicted ").rename(columns=SPOTS).reset_index(), folder / "recall"
     )
-    figure = cluster_scores(found.scores, list(CLUSTER_BASELINES), POOLED, MAJORITY)
+    others = [*found.summary.get("controls", []), *CLUSTER_BASELINES]
+    figure = cluster_scores(found.scores, others, POOLED, MAJORITY)
     save(figure, folder / "scores.png")
     heading = model + split_text(found.scores)
     save(recall_picture(recall, heading), folder / "recall.png")

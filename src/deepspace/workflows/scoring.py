@@ -21,7 +21,13 @@ from deepspace.data.splits import LEAK_WARNING, Fold, SplitOptions, make_folds, 
 from deepspace.data.targets import ExpressionTarget, Target, fit_target
 from deepspace.io.section import Section
 from deepspace.models.base import Predictor, SavablePredictor
-from deepspace.models.registry import BASELINES, CLUSTER_BASELINES, MODELS, Workbench
+from deepspace.models.registry import (
+    BASELINES,
+    CLUSTER_BASELINES,
+    MODELS,
+    TEACHERS,
+    Workbench,
+)
 from deepspace.workflows.cluster_scoring import (
     HeldOutClusters,
     cluster_table,
@@ -29,6 +35,13 @@ from deepspace.workflows.cluster_scoring import (
     fill_clusters,
     named_alike,
     summarise_clusters,
+)
+from deepspace.workflows.semi import (
+    control_label,
+    controls,
+    is_control,
+    paired_gains,
+    with_teachers,
 )
 
 FloatArray = NDArray[np.float64]
@@ -106,6 +119,7 @@ def evaluate_sections(
     models: Sequence[str] = ("probe",),
     *,
     keep: bool = False,
+    compare: bool = True,
 ) -> Evaluation:
     """Score `models` with every encoder of `benches`, and all baselines, on held-out spots.
 
@@ -119,6 +133,8 @@ def evaluate_sections(
         Keys of `MODELS`.
     keep : bool
         Whether the models of the folds are given back.
+    compare : bool
+        Whether students stand beside their teachers and controls.
 
     Notes
     -----
@@ -131,7 +147,7 @@ def evaluate_sections(
     config = benches[0].config.model_copy(update={"target": goal})
     how = resolved_split(sections, config)
     inner = [bench.bridging(INNER[how]) for bench in benches]
-    named = {model_label(m, bench.config): (m, bench) for m in models for bench in inner}
+    named, pairs = _named(inner, models, compare=compare)
     builders: dict[str, Builder] = {k: partial(MODELS[m], b) for k, (m, b) in named.items()}
     builders |= {name: partial(row, inner[0]) for name, row in scoring.baselines.items()}
     gap_um = _gap_um(benches) if how == "block" else 0.0
@@ -147,7 +163,7 @@ def evaluate_sections(
         log.info("fold %d of %d: %s held out", number, len(folds), fold.name)
         for name, build in builders.items():
             predictor = build().fit(training, target)
-            if keep and name in named:
+            if keep and name in named and not is_control(name):
                 fitted = cast(SavablePredictor, predictor)
                 kept.append(FoldModel(name, *named[name], number, training, fitted))
             for section in sections:
@@ -159,7 +175,29 @@ def evaluate_sections(
                     scoring.fill(slot, name, predictor, fold, target)
     scores = scoring.table(held_out, how)
     summary = scoring.summarise(scores, config, how, len(folds))
+    if pairs:
+        summary["gains"] = paired_gains(scores, pairs)
+        summary["controls"] = [name for name in named if is_control(name)]
     return Evaluation(scores, summary, held_out, first, kept)
+
+
+def _named(
+    benches: Sequence[Workbench], models: Sequence[str], *, compare: bool
+) -> tuple[dict[str, tuple[str, Workbench]], list[tuple[str, str]]]:
+    """Models by their names in tables, students with teachers and controls; who to compare."""
+    named: dict[str, tuple[str, Workbench]] = {}
+    pairs = []
+    for model in with_teachers(models) if compare else models:
+        for bench in benches:
+            label = model_label(model, bench.config)
+            own = {label: (model, bench)}
+            if compare and model in TEACHERS:
+                for control, idle in controls(bench).items():
+                    own[control_label(label, control)] = (model, idle)
+                teacher = model_label(TEACHERS[model], bench.config)
+                pairs += [(student, teacher) for student in own]
+            named |= own
+    return named, pairs
 
 
 def resolved_split(sections: Sequence[Section], config: Config) -> str:

@@ -119,7 +119,7 @@ def train_sections(
     config = bench.config.model_copy(update={"split": split, "target": goal})
     bench = replace(bench, config=config)
     log.info("scores come from held-out data, split by %s", how)
-    evaluation = evaluate_sections(sections, [bench], [model])
+    evaluation = evaluate_sections(sections, [bench], [model], compare=False)
     log.info("fitting %s on %d sections", model, len(sections))
     # the same choice of penalties as in the evaluation, whose scores the model carries
     predictor = MODELS[model](bench.bridging(INNER[how]))
