@@ -30,7 +30,8 @@ def pitch_um(section: Section) -> float:
     """Distance between neighbouring spots, from the platform or from the spots themselves."""
     if section.spot_pitch_um is not None:
         return section.spot_pitch_um
-    distance, _ = cKDTree(section.coords).query(section.coords, k=2)
+    spots = _all_spots(section)
+    distance, _ = cKDTree(spots).query(spots, k=2)
     return float(np.median(distance[:, 1])) * section.slide.require_mpp()
 
 
@@ -40,7 +41,7 @@ def gap_points(section: Section, *, tiles: int, seed: int) -> FloatArray:
     A square lattice of half the spot pitch, without the points nearer than half a spot
     diameter to any spot of the slide, and without those farther than one pitch from every
     measured spot: no tile lies in a part of the section that was left out. The lattice belongs
-    to the slide, so that fewer spots give a subset of the points.
+    to the slide, so that without the limit of `tiles` fewer spots give a subset of the points.
 
     Parameters
     ----------
@@ -60,12 +61,17 @@ def gap_points(section: Section, *, tiles: int, seed: int) -> FloatArray:
     ]
     points = np.stack(np.meshgrid(*axes), axis=-1).reshape(-1, 2)
     far = distance_to(section.coords, points) > pitch / mpp
-    spots = section.coords
-    if section.spots is not None:
-        spots = np.concatenate([spots, section.spots[["x", "y"]].to_numpy(np.float64)])
     diameter = section.spot_diameter_um or pitch / 2
-    on_spot = distance_to(spots, points) < diameter / 2 / mpp
-    return thinned(points[~far & ~on_spot], step, tiles, seed)
+    on_spot = distance_to(_all_spots(section), points) < diameter / 2 / mpp
+    points = points[~far & ~on_spot]
+    return thinned(points[tissue_mask(section.slide).contains(points)], step, tiles, seed)
+
+
+def _all_spots(section: Section) -> FloatArray:
+    """Places of all spots of the slide, those without a measurement too, (spots, 2)."""
+    if section.spots is None:
+        return section.coords
+    return section.spots[["x", "y"]].to_numpy(np.float64)
 
 
 def tissue_points(slide: Slide, step_um: float, *, tiles: int, seed: int) -> FloatArray:

@@ -76,6 +76,8 @@ def _write_section(
         "image": f"{name}/image.ome.tif",
         "spaceranger": "" if hidden else f"{name}/outs",
         "spots": f"{name}/tissue_positions.csv" if hidden else "",
+        # the block's clusters mean the same in all of its sections
+        "clusters": "" if hidden else (graph / "clusters.csv").relative_to(root).as_posix(),
     }
     if hidden:
         _positions(section).to_csv(root / name / "tissue_positions.csv", index=False)
