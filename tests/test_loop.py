@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from deepspace.core.errors import InputError
+from deepspace.models.checkpoint import make_room
 from deepspace.models.loop import Examples, History, Steps, train_network, write_history
 from make_training import CONFIG, PLAIN, STEPS, Tiny, content, make_examples, shade
 
@@ -531,3 +532,14 @@ def test_sigkilled_process_goes_on_in_another(tmp_path: Path) -> None:
         )
         assert run.returncode == code
     assert path.read_bytes() == whole.read_bytes()
+
+
+def test_oldest_checkpoints_make_room(tmp_path: Path) -> None:
+    for age, name in enumerate(("new", "middle", "old")):
+        path = tmp_path / f"{name}.safetensors"
+        path.write_bytes(bytes(100))
+        os.utime(path, (1000 - age, 1000 - age))
+    make_room(tmp_path, max_bytes=250)
+    assert {p.stem for p in tmp_path.iterdir()} == {"new", "middle"}
+    make_room(tmp_path, max_bytes=10)
+    assert {p.stem for p in tmp_path.iterdir()} == {"new"}

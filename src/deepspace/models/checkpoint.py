@@ -183,3 +183,19 @@ def _checksum(tensors: Mapping[str, Tensor]) -> str:
         summed.update(name.encode())
         summed.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
     return summed.hexdigest()
+
+
+def make_room(folder: Path, max_bytes: int = 8 << 30) -> None:
+    """Remove the oldest checkpoints of a folder until the others fit into `max_bytes`."""
+    files = sorted(
+        (
+            (path.stat().st_mtime_ns, path.stat().st_size, path)
+            for path in folder.glob("*.safetensors")
+        ),
+        reverse=True,
+    )
+    total = 0
+    for number, (_, size, path) in enumerate(files):
+        total += size
+        if number and total > max_bytes:
+            path.unlink(missing_ok=True)

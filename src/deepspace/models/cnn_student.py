@@ -144,7 +144,7 @@ class CNNStudent(CNN):
         for part in tiles:
             reach = student.radius_um / part.slide.require_mpp()
             own = teacher.teach(part.slide, part.coords)
-            values.append(_neighbour_mean(own, part.coords, reach))
+            values.append(neighbour_mean(own, part.coords, reach))
             sd = teacher.predict(part.slide, part.coords).sd
             certainty.append(1.0 / (sd**2).mean(axis=1))
         weights = np.concatenate(certainty) if student.confidence else None
@@ -181,7 +181,7 @@ def _changed(tools: Tools, **cnn: object) -> Tools:
     )
 
 
-def _neighbour_mean(values: FloatArray, coords: FloatArray, reach: float) -> FloatArray:
+def neighbour_mean(values: FloatArray, coords: FloatArray, reach: float) -> FloatArray:
     """Mean over the other tiles within `reach` px, of a lone tile its own: expression is smooth."""
     found = values.copy()
     for row, near in enumerate(cKDTree(coords).query_ball_point(coords, reach)):

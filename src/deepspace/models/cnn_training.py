@@ -21,6 +21,7 @@ from deepspace.io.section import Section
 from deepspace.models import distributed
 from deepspace.models.augment import GROUPS, augment
 from deepspace.models.base import FloatArray
+from deepspace.models.checkpoint import make_room
 from deepspace.models.cnn_steps import Refresh, Validation, forward
 from deepspace.models.encoders import Pretrained, device_of
 from deepspace.models.examples import Material, PatchReader, Rows
@@ -231,6 +232,8 @@ class Trainer:
         key = self._key(material, labels, weights, loop)
         path = None if cache is None else cache.folder / "training" / f"{key}.safetensors"
         history = train_network(network, examples, loop, steps, checkpoint=path, key=key)
+        if path is not None and distributed.is_main():
+            make_room(path.parent)
         return Fitted(network, pretrained, scaling, temperature, history, train, test, labels)
 
     def _network(self, material: Material) -> tuple[Pretrained, TrainableNetwork]:
