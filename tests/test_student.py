@@ -25,16 +25,14 @@ from deepspace.models.probe import Probe
 from deepspace.models.ridge import InnerFold
 from deepspace.models.student import (
     ProbeStudent,
+    Pull,
     Pupil,
     StudentConfig,
     Unlabelled,
     gap_points,
-    teach,
     tissue_points,
 )
 from deepspace.models.unlabelled import Tiles, thinned
-from deepspace.simulate import BlockConfig, simulate_block
-from deepspace.workflows.cohort import read_cohort
 from make_sections import lattice, make_section
 
 SLOW_FEATURES, FAST_FEATURES = 4, 60
@@ -52,7 +50,7 @@ class Waves:
         rng = np.random.default_rng(seed)
         slow = np.sin(coords @ rng.normal(0, 0.02, (2, SLOW_FEATURES)) + np.arange(SLOW_FEATURES))
         # a fixed function of the point that looks like white noise
-        fast = np.sin((coords @ rng.normal(0, 90.0, (2, FAST_FEATURES))))
+        fast = np.sin(coords @ rng.normal(0, 90.0, (2, FAST_FEATURES)))
         return np.hstack([slow, fast]) * np.sqrt(2)
 
 
@@ -170,7 +168,7 @@ def test_lesson_and_residual_minimise_the_stated_objective() -> None:
     U, P, w = rng.normal(size=(50, 5)), rng.normal(size=(50, 2)), rng.uniform(0.1, 1, 50)
     tiles = [Tiles(part, None, None) for part in (U[:20], U[20:])]  # type: ignore[arg-type]
     a, strength = 7.0, 3.0
-    lesson = teach(tiles, P, w, strength)
+    lesson = Pull.of(tiles, w, strength).lesson(P)
     ((x, y),) = lesson.residual([(X, Y)])
     found = lesson.learnt(np.linalg.solve(x.T @ x + a * np.eye(5), x.T @ y))
     covariance = (U.T * w) @ U / w.sum()

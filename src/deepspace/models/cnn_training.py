@@ -105,6 +105,8 @@ def check_cnn(pretrained: Pretrained, config: Config) -> None:
             problems.add(
                 'head = "own" has nothing to standardise; set [encoder] standardise = "none"'
             )
+        if config.encoder.layers is not None:
+            problems.add('head = "own" reads the deepest layer; leave out [encoder] layers')
         if cnn.start != "random":
             problems.add('head = "own" cannot start from the ridge; set start = "random"')
     problems.raise_if_any()

@@ -61,10 +61,9 @@ class Lesson:
         return self.coefficients + self.metric @ weights
 
 
-def teach(
-    tiles: Sequence[Tiles], labels: FloatArray, weights: FloatArray, strength: float
-) -> Lesson:
-    """Solve for the pseudo-labels, and make their pull part of the ridge penalty.
+@dataclass(frozen=True)
+class Pull:
+    """Unlabelled tiles, made ready to teach any labels of theirs.
 
     A student that minimises, for the measurements (X, Y), the pseudo-labels P of tiles U with
     covariance ``C = U'WU / sum(W)`` and the penalty `a`,
@@ -74,22 +73,39 @@ def teach(
     is ``B = B0 + T G``: B0 solves the second term alone, ``T = (I + strength * C')^(-1/2)`` and
     G is the plain ridge from ``XT`` to ``Y - X B0``.
 
-    Parameters
+    Attributes
     ----------
-    tiles : sequence of Tiles
-        Unlabelled tiles of each slide.
-    labels, weights : ndarray, shapes (tiles, names) and (tiles,)
-        Pseudo-labels and weights, of all slides one after the other.
-    strength : float
-        Pull of the pseudo-labels relative to that of the ridge penalty.
+    metric : ndarray, shape (features, features)
+        T.
+    answers : ndarray, shape (features, tiles)
+        What gives B0 when multiplied by P.
     """
-    U = np.concatenate([t.x for t in tiles])
-    share = weights[:, None] / weights.sum()
-    covariance = U.T @ (share * U)
-    pull = strength / max(float(np.trace(covariance)) / len(covariance), 1e-12)
-    values, vectors = np.linalg.eigh(np.eye(len(covariance)) + pull * covariance)
-    alone = (vectors / values) @ vectors.T @ (pull * U.T @ (share * labels))
-    return Lesson((vectors / np.sqrt(values)) @ vectors.T, alone)
+
+    metric: FloatArray
+    answers: FloatArray
+
+    @classmethod
+    def of(cls, tiles: Sequence[Tiles], weights: FloatArray, strength: float) -> Pull:
+        """Pull of tiles with `weights` (tiles,), of all slides one after the other.
+
+        `strength` is relative to the ridge penalty's.
+        """
+        U = np.concatenate([t.x for t in tiles])
+        weighted = U.T * (weights / weights.sum())
+        covariance = weighted @ U
+        pull = strength / max(float(np.trace(covariance)) / len(covariance), 1e-12)
+        values, vectors = np.linalg.eigh(np.eye(len(covariance)) + pull * covariance)
+        answers = (vectors / values) @ (vectors.T @ (pull * weighted))
+        return cls((vectors / np.sqrt(values)) @ vectors.T, answers)
+
+    @classmethod
+    def nothing(cls, features: int) -> Pull:
+        """Pull of no tiles: the student is a plain ridge."""
+        return cls(np.eye(features), np.empty((features, 0)))
+
+    def lesson(self, labels: FloatArray) -> Lesson:
+        """What these labels (tiles, names) teach."""
+        return Lesson(self.metric, self.answers @ labels)
 
 
 def spread_evenly(labels: FloatArray) -> FloatArray:
@@ -120,27 +136,25 @@ class Pupil:
     ----------
     tiles : list of Tiles
         What it may learn from.
+    pull : Pull
+        Of these tiles, by the weights that the first teacher gives them.
     coefficients : ndarray, shape (features, names)
         What it has learnt so far.
-    certainty : ndarray, shape (tiles,)
-        The first teacher's, between 0 and 1.
     """
 
     tiles: list[Tiles]
+    pull: Pull
     coefficients: FloatArray
-    certainty: FloatArray
 
-    def lesson(self, config: StudentConfig, rng: np.random.Generator) -> Lesson:
-        """Label the tiles, and solve for the labels; without tiles nothing is taught."""
-        if not self.tiles:
-            features = len(self.coefficients)
-            return Lesson(np.eye(features), np.zeros_like(self.coefficients))
-        given = [t.near @ (t.x @ self.coefficients) for t in self.tiles]
-        labels = LABELS[config.labels](np.concatenate(given), rng)
-        weights = self.certainty if config.confidence else np.ones(len(labels))
-        if config.balance:
-            weights = weights * spread_evenly(labels)
-        return teach(self.tiles, labels, weights, config.strength)
+    def lesson(self, labels: str, rng: np.random.Generator) -> Lesson:
+        """Label the tiles in this way (a key of `LABELS`), and solve for the labels."""
+        return self.pull.lesson(LABELS[labels](given(self.tiles, self.coefficients), rng))
+
+
+def given(tiles: Sequence[Tiles], coefficients: FloatArray) -> FloatArray:
+    """Prediction on the neighbours of each tile, of all slides together, (tiles, names)."""
+    none = np.empty((0, coefficients.shape[1]))
+    return np.concatenate([none, *(t.near @ (t.x @ coefficients) for t in tiles)])
 
 
 class ProbeStudent(Probe):
@@ -153,7 +167,7 @@ class ProbeStudent(Probe):
     `radius_um` and what the image shows there does. The student so learns which features carry
     over to the neighbouring tile. A prediction still depends on its own tile alone.
 
-    The pseudo-labels enter the ridge penalty (`teach`), with penalties chosen anew for the
+    The pseudo-labels enter the ridge penalty (`Pull`), with penalties chosen anew for the
     student on the same left-out sections or blocks as the teacher's, which hold no
     pseudo-labels: the teacher of an inner fold never saw them, and no tile lies in them.
 
@@ -236,7 +250,7 @@ class ProbeStudent(Probe):
         spectra = [self.spectrum, *self._spectra]
         pools = [self._tiles, *(self._seen_in(fold) for fold in self._folds(self._sections))]
         pupils = [
-            Pupil(tiles, w, self._certainty(spectrum, tiles))
+            Pupil(tiles, self._pull(tiles, w, spectrum), w)
             for tiles, w, spectrum in zip(pools, learnt, spectra, strict=True)
         ]
         names = len(self.target.names)
@@ -284,7 +298,7 @@ class ProbeStudent(Probe):
         lessons = []
         for place, pupil in enumerate(pupils):
             rng = np.random.default_rng([self.seed, number, place])
-            lessons.append(pupil.lesson(self.student, rng))
+            lessons.append(pupil.lesson(self.student.labels, rng))
         whole, *parts = lessons
         residual = [
             InnerFold(lesson.residual(fold.train), lesson.residual(fold.test))
@@ -311,14 +325,20 @@ class ProbeStudent(Probe):
         self._inner = [s.coefficients(chosen) @ basis.T for s in spectra]
         return super()._held_out(folds, spectra, basis, chosen)
 
-    def _certainty(self, spectrum: Spectrum, tiles: Sequence[Tiles]) -> FloatArray:
-        """Share of the teacher's variance at each tile that it has at the spots as well."""
+    def _pull(self, tiles: list[Tiles], teacher: FloatArray, spectrum: Spectrum) -> Pull:
+        """Tiles weighed by what their teacher says of them; the weights stay in all rounds."""
         if not tiles:
-            return np.empty(0)
-        leverage = self._leverage(spectrum, np.concatenate([t.x for t in tiles]))
-        share = self.variance / (self.variance + leverage @ self.leverage_shares)
-        weights: FloatArray = share.mean(axis=1)
-        return weights
+            return Pull.nothing(len(teacher))
+        labels = given(tiles, teacher)
+        weights = np.ones(len(labels))
+        if self.student.confidence:
+            # share of the variance at a tile that there is at the spots as well
+            leverage = self._leverage(spectrum, np.concatenate([t.x for t in tiles]))
+            share = self.variance / (self.variance + leverage @ self.leverage_shares)
+            weights = share.mean(axis=1)
+        if self.student.balance:
+            weights = weights * spread_evenly(labels)
+        return Pull.of(tiles, weights, self.student.strength)
 
     def state(self) -> tuple[dict[str, Any], Arrays]:
         """Fitted state: that of a `Probe`, and what the gate found."""

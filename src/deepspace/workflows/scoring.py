@@ -154,7 +154,7 @@ def evaluate_sections(
     folds = make_folds(sections, how, SplitOptions(config.split.folds, gap_um, config.seed))
     # what is wrong with the target is told before hours of encoding
     first = fit_target(folds[0].training(sections), goal)
-    _remember(sections, benches)
+    remember(sections, benches)
     held_out: dict[str, Any] = {}
     kept: list[FoldModel] = []
     for number, fold in enumerate(folds, start=1):
@@ -206,7 +206,7 @@ def resolved_split(sections: Sequence[Section], config: Config) -> str:
     return widest_step(sections) if how == "auto" else how
 
 
-def _remember(sections: Sequence[Section], benches: Sequence[Workbench]) -> None:
+def remember(sections: Sequence[Section], benches: Sequence[Workbench]) -> None:
     """Encode every spot once, so that folds only pick rows."""
     for bench in benches:
         for section in sections:

@@ -90,6 +90,7 @@ def train(
         out = Path(out)
         check_output(out, overwrite=overwrite, marker="model.json")
     model = model or config.model
+    config = config.model_copy(update={"model": model})
     ready = prepare_cohort(sheet, [Workbench.of(config, default_cache())], [model], out)
     (bench,) = ready.benches
     trained = train_sections(ready.sections, bench, model, root=cohort_root(sheet))
