@@ -124,7 +124,7 @@ class CNN:
     def predict(self, slide: Slide, coords: FloatArray) -> Prediction:
         """Predict at `coords`, shape (points, 2)."""
         X = self.extractor(slide, coords)
-        mean = self._values(X)[:, : len(self.target.names)]
+        mean = self._values(X, len(self.target.names))
         grown, odd = self.linear.variance(X)
         latent = np.maximum(self.linear.residual - self.noise, 0.0) + grown + self.between
         return Prediction(
@@ -136,11 +136,15 @@ class CNN:
 
     def teach(self, slide: Slide, coords: FloatArray) -> FloatArray:
         """Values of all targets that were learnt, ``target.wide``, shape (points, names)."""
-        return self._values(self.extractor(slide, coords))
+        return self._values(self.extractor(slide, coords), len(self.weights))
 
-    def _values(self, X: FloatArray) -> FloatArray:
-        outputs = torch.from_numpy(X @ self.weights.T + self.bias)
-        return self.scaling.values(LOSSES[self.target.loss].activate(outputs).numpy())
+    def _values(self, X: FloatArray, names: int) -> FloatArray:
+        """Values of the first `names` targets; the others are not computed along."""
+        scaling = replace(
+            self.scaling, offset=self.scaling.offset[:names], spread=self.scaling.spread[:names]
+        )
+        outputs = torch.from_numpy(X @ self.weights[:names].T.copy() + self.bias[:names])
+        return scaling.values(LOSSES[self.target.loss].activate(outputs).numpy())
 
     def state(self) -> tuple[dict[str, Any], Arrays]:
         """Fitted state: JSON values and arrays; of the targets only those asked for."""

@@ -35,7 +35,7 @@ def training_history(history: pd.DataFrame) -> Figure:
     losses.plot(search["epoch"], search["loss"], "s-", color=HELD_COLOUR, label="held out")
     if refit["train_loss"].notna().any():
         again = "trained again on everything"
-        losses.plot(refit["epoch"], refit["train_loss"], ":", color=TRAIN_COLOUR, label=again)
+        losses.plot(refit["epoch"], refit["train_loss"], ".:", color=TRAIN_COLOUR, label=again)
     losses.set_ylabel("loss")
     losses.set_title("Loss", fontsize=10)
     right.plot(search["epoch"], search["correlation"], "s-", color=HELD_COLOUR)
@@ -48,7 +48,12 @@ def training_history(history: pd.DataFrame) -> Figure:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.spines[["top", "right"]].set_visible(False)
     right.annotate(
-        "kept", (best, right.get_ylim()[0]), xytext=(3, 3), textcoords="offset points", color="0.4"
+        "kept",
+        (best, right.get_ylim()[0]),
+        xytext=(-3, 3),
+        textcoords="offset points",
+        ha="right",
+        color="0.4",
     )
     losses.legend(fontsize=8, frameon=False)
     return figure
