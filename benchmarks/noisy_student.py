@@ -1,6 +1,7 @@
 """What a Noisy Student gains over its teacher, with few labels and with all.
 
     python benchmarks/noisy_student.py SHEET [--encoder stain] [--weights FOLDER] [--seeds 3]
+        [--model cnn-student] [--regimes "60 spots"] [--draws 1]
 
 Every section is held out in turn. The teacher learns from one other section, from 60 spots of one,
 or from all; the student learns from the tiles between their spots as well. Prints the mean gain in
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -56,15 +58,17 @@ def all_sections(others: list[Section], seed: int) -> Iterator[list[Section]]:
 REGIMES = {"one section": one_section, "60 spots": few_spots, "all sections": all_sections}
 
 
-def gains(bench: Workbench, sections: list[Section], student: str, seeds: int) -> pd.DataFrame:
+def gains(
+    bench: Workbench, sections: list[Section], student: str, options: argparse.Namespace
+) -> pd.DataFrame:
     """One row per regime, held-out section, training set, seed and kind of pseudo-labels."""
     rows = []
-    for seed in range(seeds):
+    for seed in range(options.seeds):
         seeded = replace(bench, config=bench.config.with_values(seed=seed))
         for held_out in sections:
             others = [s for s in sections if s is not held_out]
-            for regime, choose in REGIMES.items():
-                for training in choose(others, seed):
+            for regime in options.regimes:
+                for training in islice(REGIMES[regime](others, seed), options.draws):
                     rows += compare(seeded, training, held_out, student, regime)
     return pd.DataFrame(rows)
 
@@ -131,6 +135,8 @@ def main() -> None:
     parser.add_argument("--model", default="probe-student", choices=list(TEACHERS))
     parser.add_argument("--genes", default=GENES)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--regimes", nargs="+", default=list(REGIMES), choices=list(REGIMES))
+    parser.add_argument("--draws", type=int, help="training sets per held-out section, if not all")
     parser.add_argument("--config", help="TOML file or preset with more settings")
     args = parser.parse_args()
     config: Config = load_config(args.config).with_values(
@@ -140,7 +146,7 @@ def main() -> None:
     ready = prepare_cohort(args.sheet, [start], [args.model], None)
     (bench,) = ready.benches
     remember(ready.sections, ready.benches)
-    table = gains(bench, ready.sections, args.model, args.seeds)
+    table = gains(bench, ready.sections, args.model, args)
     assert set(CONTROLS) < set(table["labels"])
     print(summary(table).to_string(index=False))
 
