@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from deepspace.core.errors import InputError
 from deepspace.data.coords import between_spots
-from deepspace.data.splits import SPLITS, SplitOptions, make_folds
+from deepspace.data.splits import SPLITS, SplitOptions, every_second, make_folds
 from deepspace.io.section import Section
 from make_sections import lattice, make_section
 
@@ -52,6 +52,31 @@ def test_blocks_leave_out_serial_sections(sections: list[Section]) -> None:
         (name,) = fold.test
         assert set(fold.train) == ({"A1", "B1"} if name == "A1" else {name, "B1"}) or name == "B1"
         assert "A2" not in fold.train or name in ("A2", "B1")
+
+
+@pytest.mark.parametrize("how", ["blob", "alternate"])
+def test_blanked_spots_are_of_one_section_alone(sections: list[Section], how: str) -> None:
+    for fold in make_folds(sections, how, SplitOptions(folds=3)):
+        ((name, mask),) = fold.test.items()
+        assert set(fold.train) == {"A1", "A2", "B1"}
+        assert (fold.train[name] == ~mask).all()
+        assert all(fold.train[other].all() for other in {"A1", "A2", "B1"} - {name})
+
+
+def test_every_second_spot_is_a_chessboard() -> None:
+    square = lattice(6)
+    row, column = np.divmod(np.arange(36), 6)
+    assert (every_second(square) == (row + column) % 2).all()
+    # on hexagons no two-colouring is perfect: half of the spots, each beside measured ones
+    hexagonal = np.array(
+        [(100.0 * j + 50.0 * (i % 2), 86.6 * i) for i in range(9) for j in range(9)]
+    )
+    labels = every_second(hexagonal)
+    assert 0.4 < labels.mean() < 0.6
+    near = np.linalg.norm(hexagonal[:, None] - hexagonal[None], axis=2) < 110
+    measured_around = [(labels[near[k]] != labels[k]).sum() for k in range(len(labels))]
+    assert min(measured_around) >= 1
+    assert np.median(measured_around) == 4
 
 
 def test_patients_are_never_divided(sections: list[Section]) -> None:

@@ -176,9 +176,11 @@ def evaluate(
     encoder: Annotated[list[str] | None, typer.Option(help="Repeat to compare encoders.")] = None,
     split: Annotated[
         str | None,
-        typer.Option(help="section, patient, block, or spot (which leaks); auto: the widest."),
+        typer.Option(
+            help="section, patient, block; blob or alternate (inside a section); spot (leaks)."
+        ),
     ] = None,
-    folds: Annotated[int | None, typer.Option(help="Folds of block and spot splits.")] = None,
+    folds: Annotated[int | None, typer.Option(help="Folds of block, blob and spot splits.")] = None,
     genes: Genes = None,
     target: Target = None,
     weights: Weights = None,

@@ -33,6 +33,14 @@ class StrictModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
+def _expression(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
+    return pattern
+
+
 class QCConfig(StrictModel):
     """Which measured spots are good enough to learn from and to be scored on.
 
@@ -71,12 +79,7 @@ class TargetConfig(StrictModel):
     @field_validator("exclude")
     @classmethod
     def _compiles(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
-        for pattern in patterns:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
-        return patterns
+        return tuple(_expression(pattern) for pattern in patterns)
 
 
 class EncoderConfig(StrictModel):
@@ -216,15 +219,47 @@ class StudentConfig(StrictModel):
     gate: bool = True
 
 
+class FailedConfig(StrictModel):
+    """Which spots of a measured section count as failed, beside those that fail `[qc]`.
+
+    The local test and its defaults are those of SpotSweeper (Totty et al., Nature Methods
+    22:1520, 2025).
+
+    Attributes
+    ----------
+    local
+        Test every spot against its neighbours.
+    neighbours
+        Nearest spots that it is compared with.
+    cutoff
+        Modified z-score beyond which it is an outlier.
+    mitochondrial
+        Regular expression of mitochondrial genes, in capitals or not.
+    """
+
+    local: bool = True
+    neighbours: Annotated[int, Field(ge=10)] = 36
+    cutoff: Annotated[float, Field(gt=0)] = 3.0
+    mitochondrial: str = r"^MT-"
+
+    @field_validator("mitochondrial")
+    @classmethod
+    def _compiles(cls, pattern: str) -> str:
+        return _expression(pattern)
+
+
 class SplitConfig(StrictModel):
     """How held-out data are chosen by `evaluate`.
 
     ``auto`` leaves out patients where there are several, else sections, else spatial blocks.
+    ``blob`` blanks compact regions and ``alternate`` every second spot of one section at a time,
+    with all that was measured around them and on other sections known: they score the
+    completion of a section, not how a model carries over to a new one.
     `gap_um` left empty means one field of view of the encoder, the least that keeps a training
     patch from overlapping a test patch.
     """
 
-    how: Literal["auto", "section", "patient", "block", "spot"] = "auto"
+    how: Literal["auto", "section", "patient", "block", "blob", "alternate", "spot"] = "auto"
     folds: Annotated[int, Field(ge=2)] = 5
     gap_um: Annotated[float, Field(ge=0)] | None = None
 

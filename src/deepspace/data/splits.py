@@ -157,6 +157,52 @@ def blocks(section: Section, options: SplitOptions) -> NDArray[np.int64]:
     return labels
 
 
+def _by_blob(sections: Sequence[Section], options: SplitOptions) -> list[Fold]:
+    """Compact regions of one section at a time, everything else measured: failed spots."""
+    return [
+        _blanked(sections, section, labels == k, f"{section.section} blob {k + 1}")
+        for section in sections
+        for labels in [blocks(section, options)]
+        for k in range(options.folds)
+    ]
+
+
+def _by_alternate(sections: Sequence[Section], options: SplitOptions) -> list[Fold]:
+    """Every second spot of one section at a time, everything else measured: super-resolution."""
+    return [
+        _blanked(sections, section, labels == k, f"{section.section} spots {k + 1} of 2")
+        for section in sections
+        for labels in [every_second(section.coords)]
+        for k in (0, 1)
+    ]
+
+
+def _blanked(sections: Sequence[Section], one: Section, test: BoolArray, name: str) -> Fold:
+    masks = {s.section: _everything(s) for s in sections}
+    return Fold(name, {**masks, one.section: ~test}, {one.section: test})
+
+
+def every_second(coords: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Label spots 0 and 1 in turn, as on a chessboard, on whatever lattice they lie.
+
+    Row by row, a spot takes the label that fewer of its neighbours have.
+
+    Examples
+    --------
+    >>> x, y = np.meshgrid(np.arange(3.0), np.arange(2.0))
+    >>> every_second(np.stack([x.ravel(), y.ravel()], axis=1))
+    array([0, 1, 0, 1, 0, 1])
+    """
+    tree = cKDTree(coords)
+    nearest, _ = tree.query(coords, k=2)
+    around = tree.query_ball_point(coords, 1.2 * float(np.median(nearest[:, 1])))
+    labels = np.full(len(coords), -1)
+    for spot in np.lexsort((coords[:, 0], coords[:, 1])):
+        taken = labels[around[spot]]
+        labels[spot] = int(np.sum(taken == 0) > np.sum(taken == 1))
+    return labels.astype(np.int64)
+
+
 def _within(section: Section, test: BoolArray, gap_um: float) -> BoolArray:
     gap_px = gap_um / section.slide.require_mpp()
     distance, _ = cKDTree(section.coords[test]).query(section.coords, p=np.inf)
@@ -186,5 +232,7 @@ SPLITS: dict[str, Callable[[Sequence[Section], SplitOptions], list[Fold]]] = {
     "section": _by_section,
     "patient": _by_patient,
     "block": _by_block,
+    "blob": _by_blob,
+    "alternate": _by_alternate,
     "spot": _by_spot,
 }

@@ -27,7 +27,11 @@ RANGE = "range of sections"
 LIST_IN = 3.6
 CURVE_IN = 5.4
 AXIS = "held-out Pearson r"
-LEAKY = "spot"
+SPLITS = {
+    "spot": "split by random spots (LEAKS)",
+    "blob": "regions of a section blanked",
+    "alternate": "every second spot of a section blanked",
+}
 
 
 def split_text(scores: pd.DataFrame) -> str:
@@ -35,7 +39,7 @@ def split_text(scores: pd.DataFrame) -> str:
     if "split" not in scores:
         return ""
     how = str(scores["split"].iloc[0])
-    return ", split by random spots (LEAKS)" if how == LEAKY else f", split by {how}"
+    return ", " + SPLITS.get(how, f"split by {how}")
 
 
 def score_summary(scores: pd.DataFrame, baselines: Sequence[str] = ()) -> Figure:

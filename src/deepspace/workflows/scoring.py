@@ -220,7 +220,14 @@ def model_label(model: str, config: Config) -> str:
 
 
 # what an inner choice leaves out, so that it bridges the distance of the outer split
-INNER = {"section": "section", "patient": "patient", "block": "block", "spot": "section"}
+INNER = {
+    "section": "section",
+    "patient": "patient",
+    "block": "block",
+    "blob": "section",
+    "alternate": "section",
+    "spot": "section",
+}
 
 
 def _gap_um(benches: Sequence[Workbench]) -> float:

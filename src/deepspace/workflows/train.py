@@ -45,6 +45,8 @@ from deepspace.workflows.scoring import (
 # predictable is what has this held-out correlation, at this false discovery rate
 LEAST_SCORE = 0.2
 FDR = 0.05
+# splits that score a model where nothing was measured
+HONEST = ("auto", "patient", "section", "block")
 
 
 @dataclass
@@ -132,8 +134,8 @@ def train_sections(
 def _honest_split(sections: Sequence[Section], config: Config) -> str:
     """Split for the scores that a model carries: never random spots, and one that is possible."""
     how = config.split.how
-    if how == "spot":
-        log.info("random spots leak; the model's own scores come from an honest split instead")
+    if how not in HONEST:
+        log.info("split by %s does not score a new section; an honest split does instead", how)
         how = "auto"
     found = widest_step(sections, how)
     if how not in ("auto", found):
