@@ -1,0 +1,86 @@
+"""A folder that is made step by step, and outlives an interruption."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from deepspace.core.errors import InputError
+from deepspace.core.files import atomic_path
+from deepspace.core.progress import log
+
+# what a run was started with; its presence tells that deepspace wrote the folder
+STAMP = "run.json"
+
+
+def partial_folder(path: Path) -> Path:
+    """Where the steps of `path` lie until all of them are done."""
+    path = path.resolve()
+    return path.with_name(f".{path.name}-partial")
+
+
+@contextmanager
+def resumable_folder(path: Path, stamp: Mapping[str, Any], *, overwrite: bool) -> Iterator[Path]:
+    """Yield a folder beside `path`, with what an interrupted run has left in it.
+
+    It replaces `path` when all is done, and stays where it is after any exception, so that the
+    next run goes on. Whoever writes into it makes each step appear whole or not at all
+    (`atomic_path`, `atomic_folder`) and leaves out those that are there.
+
+    Parameters
+    ----------
+    path : Path
+        Folder to be written; checked by `check_output` before.
+    stamp : mapping
+        Everything that decides the result, as JSON values. Kept as ``run.json``.
+    overwrite : bool
+        Whether an unfinished run with another stamp may be thrown away.
+
+    Raises
+    ------
+    InputError
+        If an unfinished run with another stamp is there, and `overwrite` is false.
+    """
+    path = path.resolve()
+    partial = partial_folder(path)
+    text = json.dumps(stamp, indent=1, sort_keys=True, allow_nan=False) + "\n"
+    if partial.exists() and _read(partial / STAMP) != text:
+        if not overwrite:
+            raise InputError(
+                f"{partial}: an unfinished run of other inputs, settings or versions; repeat that "
+                "command to finish it, add --overwrite to throw it away, or choose another --out"
+            )
+        shutil.rmtree(partial)
+    if partial.exists():
+        log.info("going on with an interrupted run: %s", partial)
+    partial.mkdir(parents=True, exist_ok=True)
+    if not (partial / STAMP).exists():
+        with atomic_path(partial / STAMP) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    _drop_unfinished(partial)
+    yield partial
+    retired = path.with_name(f".{path.name}-old")
+    if path.exists():
+        path.replace(retired)
+    partial.replace(path)
+    shutil.rmtree(retired, ignore_errors=True)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def _drop_unfinished(folder: Path) -> None:
+    """Remove the temporary names that a killed process left."""
+    for path in folder.rglob(".*"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)

@@ -1,0 +1,64 @@
+"""A run goes on where it was stopped, and never mixes with another one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from deepspace.core.errors import InputError
+from deepspace.core.resume import STAMP, partial_folder, resumable_folder
+
+
+def dying(path: Path, stamp: dict[str, int]) -> None:
+    """A run that writes its first step and dies."""
+    with resumable_folder(path, stamp, overwrite=False) as folder:
+        (folder / "first").write_text("1")
+        (folder / ".second-x").write_text("half")
+        raise KeyboardInterrupt
+
+
+def interrupted(path: Path, stamp: dict[str, int]) -> None:
+    """Start and kill it."""
+    with pytest.raises(KeyboardInterrupt):
+        dying(path, stamp)
+
+
+def test_nothing_appears_before_all_is_done(tmp_path: Path) -> None:
+    interrupted(tmp_path / "out", {"seed": 0})
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_interrupted_run_goes_on(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    interrupted(out, {"seed": 0})
+    with resumable_folder(out, {"seed": 0}, overwrite=False) as folder:
+        assert (folder / "first").read_text() == "1"
+        assert not (folder / ".second-x").exists()
+        (folder / "second").write_text("2")
+    assert sorted(p.name for p in out.iterdir()) == ["first", STAMP, "second"]
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_interrupted_run_of_something_else_is_refused(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    interrupted(out, {"seed": 0})
+    with (
+        pytest.raises(InputError, match="unfinished run"),
+        resumable_folder(out, {"seed": 1}, overwrite=False),
+    ):
+        pass
+    assert (partial_folder(out) / "first").exists()
+    with resumable_folder(out, {"seed": 1}, overwrite=True) as folder:
+        assert not (folder / "first").exists()
+
+
+def test_a_finished_result_stays_until_the_next_is_done(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with resumable_folder(out, {"seed": 0}, overwrite=False) as folder:
+        (folder / "old").write_text("old")
+    with resumable_folder(out, {"seed": 1}, overwrite=True) as folder:
+        assert (out / "old").exists()
+        (folder / "new").write_text("new")
+    assert sorted(p.name for p in out.iterdir()) == ["new", STAMP]
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
