@@ -9,6 +9,7 @@ gene with its spread over sections and seeds, and the paired difference to the p
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 import numpy as np
@@ -27,19 +28,27 @@ GENES = (
 
 
 def scores_of(sheet: Path, config: Config, models: list[str], out: Path) -> pd.DataFrame:
-    """Tidy scores; an evaluation that is there already is read."""
-    if not (out / "scores.parquet").exists():
+    """Tidy scores; an evaluation with the same configuration that is there already is read."""
+    done = out / "summary.json"
+    if done.exists():
+        used = json.loads(done.read_text())["provenance"]["config"]
+        if used != config.model_dump(mode="json"):
+            raise SystemExit(
+                f"{out}: holds an evaluation with other settings; choose another --out"
+            )
+    else:
         evaluate(sheet, out, models=models, config=config)
     return pd.read_parquet(out / "scores.parquet")
 
 
 def paired(scores: pd.DataFrame, model: str, other: str) -> str:
-    """Mean difference over sections and seeds with a t interval over those pairs."""
+    """Mean difference with a t interval over sections, whose seeds are averaged first."""
     means = scores.groupby(["model", "section", "seed"])["pearson"].mean()
     pairs = (means[model] - means[other]).dropna()
-    half = stats.t.ppf(0.975, len(pairs) - 1) * pairs.std(ddof=1) / np.sqrt(len(pairs))
+    gains = pairs.groupby(level="section").mean()
+    half = stats.t.ppf(0.975, len(gains) - 1) * gains.std(ddof=1) / np.sqrt(len(gains))
     wins = int((pairs > 0).sum())
-    gain = f"{pairs.mean():+.4f} +- {half:.4f} (95 %)"
+    gain = f"{gains.mean():+.4f} +- {half:.4f} (95 %)"
     return f"{model} - {other}: {gain}, better in {wins} of {len(pairs)}"
 
 

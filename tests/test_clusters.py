@@ -24,7 +24,7 @@ from deepspace.io.clusters import add_cluster_table
 from deepspace.io.parts import Parts
 from deepspace.io.section import Section
 from deepspace.io.sheet import read_sheet
-from deepspace.models.base import Prediction
+from deepspace.models.base import Prediction, learnable
 from deepspace.workflows.cluster_scoring import (
     POOLED,
     cluster_table,
@@ -133,6 +133,19 @@ def test_sections_without_labels(planted: list[Section]) -> None:
     assert config.clusters == "given"
     with pytest.raises(InputError, match="fewer than 10 spots have labels in A, B, C"):
         prepare_clusters(planted, GIVEN)
+
+
+def test_a_learnt_label_stays_however_a_section_is_cut(planted: list[Section]) -> None:
+    target = fit_target(planted[:2], KMEANS)
+    section = planted[0]
+    truth = section.require_counts().obs["truth"].to_numpy()
+    part = truth == 2  # of one group alone: centred on itself it looks like all three
+    whole = target.encode(section.require_counts())
+    assert (target.encode(section.subset(part).require_counts()) != whole[part]).any()
+    (settled, *_), goal = learnable(planted[:2], target)
+    assert (goal.encode(settled.require_counts()) == whole).all()
+    assert (goal.encode(settled.subset(part).require_counts()) == whole[part]).all()
+    assert goal.names == target.names
 
 
 def test_kmeans_finds_planted_groups_and_carries_them(planted: list[Section]) -> None:

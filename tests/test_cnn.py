@@ -16,11 +16,13 @@ from deepspace.core.metrics import pearson
 from deepspace.data.cache import ArrayCache
 from deepspace.data.targets import fit_target
 from deepspace.io.section import Section
+from deepspace.models.backbones.vgg import VGG16
 from deepspace.models.cnn import CNN
 from deepspace.models.encoders import load_network
 from deepspace.models.examples import Pseudo
+from deepspace.models.probe import Probe
 from deepspace.models.registry import MODELS, Workbench
-from deepspace.models.trainable import TrainableNetwork, own_layers, pooled_layers
+from deepspace.models.trainable import OwnLayers, TrainableNetwork, own_layers, pooled_layers
 from deepspace.simulate import BlockConfig, simulate_block
 from deepspace.workflows.cohort import read_cohort
 
@@ -98,15 +100,25 @@ def test_own_head_trains_its_dense_layers_with_the_last_block() -> None:
         f"backbone.features.{i}.{kind}" for i in (24, 26, 28) for kind in ("weight", "bias")
     }
     net.release(0)
-    assert not any(p.requires_grad for p in net.backbone.parameters())
+    # there are no public weights of the dense layers here: at random they would be useless
+    left = {n.split(".")[0] for n, p in net.backbone.named_parameters() if p.requires_grad}
+    assert left == {"own"}
     assert net.head.in_features == 4096
+
+
+def test_own_head_with_public_weights_trains_the_last_layer_alone() -> None:
+    own = network("own").backbone
+    assert isinstance(own, OwnLayers)
+    known = [name for name, _ in own.own.named_parameters()]
+    assert not OwnLayers(own.backbone, VGG16().own_head(1), known).new
 
 
 def test_untrained_network_equals_the_ridge_it_starts_from(sections: list[Section]) -> None:
     config = settings(epochs=0)
     target = fit_target(sections, config.target)
     model = fitted(sections, config)
-    probe = MODELS["probe"](bench(config)).fit(sections, target)
+    # both standardised over as many points as the network is while it changes
+    probe = Probe(model.tools.start, config.probe, config.seed).fit(sections, target)
     slide, coords = sections[0].slide, sections[0].coords
     assert model.predict(slide, coords).mean == pytest.approx(
         probe.predict(slide, coords).mean, abs=1e-3

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from deepspace.core.errors import InputError
-from deepspace.models.checkpoint import make_room
+from deepspace.models.checkpoint import RECENT_S, make_room
 from deepspace.models.loop import Examples, History, Steps, train_network, write_history
 from make_training import CONFIG, PLAIN, STEPS, Tiny, content, make_examples, shade
 
@@ -535,11 +535,11 @@ def test_sigkilled_process_goes_on_in_another(tmp_path: Path) -> None:
 
 
 def test_oldest_checkpoints_make_room(tmp_path: Path) -> None:
-    for age, name in enumerate(("new", "middle", "old")):
+    for age, name in ((0, "new"), (1, "middle"), (RECENT_S + 9, "old"), (RECENT_S + 9, ".being")):
         path = tmp_path / f"{name}.safetensors"
         path.write_bytes(bytes(100))
-        os.utime(path, (1000 - age, 1000 - age))
+        os.utime(path, (1e6 - age, 1e6 - age))
     make_room(tmp_path, max_bytes=250)
-    assert {p.stem for p in tmp_path.iterdir()} == {"new", "middle"}
-    make_room(tmp_path, max_bytes=10)
-    assert {p.stem for p in tmp_path.iterdir()} == {"new"}
+    assert {p.stem for p in tmp_path.iterdir()} == {"new", "middle", ".being"}
+    make_room(tmp_path, max_bytes=150)  # of a training under way, perhaps
+    assert {p.stem for p in tmp_path.iterdir()} == {"new", "middle", ".being"}

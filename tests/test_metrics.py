@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn.metrics import mean_squared_error, r2_score
 
-from deepspace.core.metrics import mean_of_best, pearson, r2, rmse, spearman
+from deepspace.core.metrics import (
+    correlation_shares,
+    mean_of_best,
+    pearson,
+    r2,
+    rmse,
+    spearman,
+)
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -57,3 +64,12 @@ def test_constant_columns() -> None:
 def test_mean_of_best_leaves_out_missing() -> None:
     assert mean_of_best(np.array([np.nan, 0.2, 0.4, 0.9]), 2) == pytest.approx(0.65)
     assert np.isnan(mean_of_best(np.array([np.nan]), 2))
+
+
+def test_shares_of_spots_add_up_to_the_mean_correlation() -> None:
+    rng = np.random.default_rng(0)
+    y, p = rng.normal(size=(2, 30, 4))
+    p[:, 1] = 3.0
+    assert correlation_shares(y, p).mean() == pytest.approx(pearson(y, p).mean())
+    y[:, 2] = 1.0
+    assert correlation_shares(y, p).mean() == pytest.approx(np.nanmean(pearson(y, p)))

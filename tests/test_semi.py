@@ -73,8 +73,39 @@ def test_gain_is_paired_over_sections() -> None:
     assert (gain["better"], gain["sections"]) == (2, 3)
 
 
+def test_gain_is_paired_gene_by_gene() -> None:
+    """A gene that one of the two has no score for counts for neither."""
+    scores = pd.DataFrame(
+        {
+            "model": ["t", "t", "s", "s"],
+            "section": ["A"] * 4,
+            "gene": ["x", "y"] * 2,
+            "pearson": [0.3, 0.9, 0.4, np.nan],
+        }
+    )
+    (gain,) = paired_gains(scores, [("s", "t"), ("absent", "t")])
+    assert gain["gain"] == pytest.approx(0.1)
+    assert (gain["sections"], gain["low"]) == (1, None)
+
+
+def test_slides_of_measured_sections_are_not_in_the_pool(
+    sections: list[Section], tmp_path: Path
+) -> None:
+    """They may be held out: not even their image may be learnt from."""
+    folder = sections[0].slide.path.parent
+    images = tmp_path / "images"
+    images.mkdir()
+    for section in sections:
+        (images / f"{section.section}.tif").symlink_to(section.slide.path)
+    assert folder.is_dir()
+    bench = with_pool(Workbench.of(settings(sources=(str(images),))), sections, ["probe-student"])
+    unmeasured = {s.slide.content_hash() for s in sections if not s.measured}
+    assert {u.slide.content_hash() for u in bench.pool} == unmeasured
+
+
 def test_controls_are_known_by_name() -> None:
     assert is_control("cnn-student (vgg16), random labels")
+    assert is_control("probe-student (stain), no gate")
     assert not is_control("shuffled labels")
 
 
@@ -133,9 +164,8 @@ def test_students_learn_from_tiles_and_never_among_the_held_out(
     assert {p.slide.path for p in seen[1]} == {s.slide.path for s in known if s is not watched}
     weights = np.concatenate([p.weights for p in seen[1]])
     assert weights.sum() == pytest.approx(len(known[1].coords))
-    assert student.gate["kept"] == (
-        "student" if student.gate["student"] < student.gate["teacher"] else "teacher"
-    )
+    gain = student.gate["student"] - student.gate["teacher"]
+    assert student.gate["kept"] == ("student" if gain > student.gate["needed"] else "teacher")
     values, arrays = student.state()
     back = MODELS["cnn-student"](Workbench.of(config, cache)).restore(
         student.target, values, arrays

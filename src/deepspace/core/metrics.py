@@ -46,6 +46,28 @@ def pearson(measured: Array, predicted: Array) -> Array:
     return np.where(norm_a == 0, np.nan, np.where(norm_b == 0, 0.0, r))
 
 
+def correlation_shares(measured: Array, predicted: Array) -> NDArray[np.float64]:
+    """What each spot adds to the mean Pearson correlation over genes, shape (spots,).
+
+    Their mean is that correlation, so that two models can be compared spot by spot. Genes whose
+    measurement is constant are left out.
+
+    Examples
+    --------
+    >>> y = np.array([[0.0], [1.0], [2.0]])
+    >>> correlation_shares(y, -y)
+    array([-1.5, -0. , -1.5])
+    """
+    a, norm_a = _centred(measured)
+    b, norm_b = _centred(predicted)
+    known = norm_a > 0
+    product = np.where(norm_a * norm_b > 0, norm_a * norm_b, np.inf)[known]
+    if not known.any():
+        return np.zeros(len(a))
+    shares: NDArray[np.float64] = len(a) * (a[:, known] * b[:, known] / product).mean(axis=1)
+    return shares
+
+
 def spearman(measured: Array, predicted: Array) -> Array:
     """Spearman rank correlation per gene; ties get mean ranks, conventions as in `pearson`."""
     flat = _centred(predicted)[1] == 0

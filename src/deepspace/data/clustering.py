@@ -21,7 +21,7 @@ SEED = 0
 
 
 def by_size(numbers: NDArray[np.int64]) -> NDArray[np.str_]:
-    """NDArray[np.str_] 1, 2, ... from the largest cluster to the smallest."""
+    """Numbers 1, 2, ... from the largest cluster to the smallest."""
     spots = np.bincount(numbers)
     rank = np.argsort(np.argsort(-spots, kind="stable"), kind="stable") + 1
     return rank[numbers].astype(np.str_)

@@ -90,6 +90,15 @@ class ClusterTarget:
         """Spots that can be learnt from, shape (spots,)."""
         return np.isin(self.labels(counts), self.names)
 
+    def settled(self, sections: Sequence[Section]) -> tuple[Sequence[Section], ClusterTarget]:
+        """Labels written down: computed ones are centred on whatever part of a section is asked."""
+        found = []
+        for section in sections:
+            counts = section.require_counts().copy()
+            counts.obs[keys.CLUSTER] = self.labels(counts)
+            found.append(replace(section, counts=counts))
+        return found, replace(self, labeller=Given())
+
     def subset(self, names: Sequence[str]) -> ClusterTarget:
         """The same target for some of its clusters; the spots of others have no label."""
         return replace(self, names=tuple(names))

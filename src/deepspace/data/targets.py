@@ -96,6 +96,10 @@ class Target(Protocol):
         """Spots that can be learnt from, shape (spots,)."""
         ...
 
+    def settled(self, sections: Sequence[Section]) -> tuple[Sequence[Section], Target]:
+        """Sections and a target by which a spot's values do not depend on the spots beside it."""
+        ...
+
     def decode(self, values: FloatArray) -> FloatArray:
         """Target values to what is written: log1p CP10k, or probabilities."""
         ...
@@ -160,6 +164,10 @@ class ExpressionTarget:
     def labelled(self, counts: AnnData) -> NDArray[np.bool_]:
         """Every spot, shape (spots,)."""
         return np.ones(counts.n_obs, dtype=np.bool_)
+
+    def settled(self, sections: Sequence[Section]) -> tuple[Sequence[Section], ExpressionTarget]:
+        """Expression depends on the spot's own counts alone."""
+        return sections, self
 
     def subset(self, names: Sequence[str]) -> ExpressionTarget:
         """The same target for some of its genes."""

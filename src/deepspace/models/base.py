@@ -65,7 +65,11 @@ class SavablePredictor(Predictor, Protocol):
         ...
 
 
-def learnable(sections: Sequence[Section], target: Target) -> list[Section]:
-    """Sections reduced to the spots that have a label; those without any are left out."""
+def learnable(sections: Sequence[Section], target: Target) -> tuple[list[Section], Target]:
+    """Sections reduced to the spots that have a label, and the target to learn from them.
+
+    That target gives a spot the same label however the sections are cut further.
+    """
+    sections, target = target.settled(sections)
     masks = [(s, target.labelled(s.require_counts())) for s in sections]
-    return [s if mask.all() else s.subset(mask) for s, mask in masks if mask.any()]
+    return [s if mask.all() else s.subset(mask) for s, mask in masks if mask.any()], target

@@ -27,7 +27,7 @@ class GeneMean:
     def fit(self, sections: Sequence[Section], target: Target) -> Self:
         """Take the mean of the sections' means."""
         self.target = target
-        sections = learnable(sections, target)
+        sections, target = learnable(sections, target)
         values = [target.encode(s.require_counts()) for s in sections]
         self.mean = np.mean([v.mean(axis=0) for v in values], axis=0)
         self.sd = np.concatenate(values).std(axis=0)
@@ -48,7 +48,7 @@ class NearestSpot:
     def fit(self, sections: Sequence[Section], target: Target) -> Self:
         """Remember coordinates and values."""
         self.target = target
-        sections = learnable(sections, target)
+        sections, target = learnable(sections, target)
         values = [target.encode(s.require_counts()) for s in sections]
         self.sd = np.concatenate(values).std(axis=0)
         slides: dict[str, list[tuple[FloatArray, FloatArray]]] = {}
@@ -94,7 +94,7 @@ class NearestColours:
     def fit(self, sections: Sequence[Section], target: Target) -> Self:
         """Remember features and labels."""
         self.target = target
-        sections = learnable(sections, target)
+        sections, target = learnable(sections, target)
         X = np.concatenate([self.extractor(s.slide, s.coords) for s in sections])
         Y = np.concatenate([target.encode(s.require_counts()) for s in sections])
         self.sd = Y.std(axis=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import time
@@ -21,6 +22,8 @@ from deepspace.core.progress import log
 BEST = "best/"  # what the names of the tensors of the best epoch begin with
 _ENTRY = "deepspace"  # of the file's metadata
 _SCHEMA = 1
+# a checkpoint this much older than the newest belongs to no training that is under way
+RECENT_S = 86400.0
 
 
 @dataclass
@@ -186,16 +189,19 @@ def _checksum(tensors: Mapping[str, Tensor]) -> str:
 
 
 def make_room(folder: Path, max_bytes: int = 8 << 30) -> None:
-    """Remove the oldest checkpoints of a folder until the others fit into `max_bytes`."""
-    files = sorted(
-        (
-            (path.stat().st_mtime_ns, path.stat().st_size, path)
-            for path in folder.glob("*.safetensors")
-        ),
-        reverse=True,
-    )
-    total = 0
-    for number, (_, size, path) in enumerate(files):
+    """Remove the oldest checkpoints of a folder until the others fit into `max_bytes`.
+
+    Those written within the last day stay: another process may be training from them.
+    """
+    files = []
+    for path in folder.glob("*.safetensors"):
+        # another process may be removing some, or writing one under a hidden name
+        with contextlib.suppress(FileNotFoundError):
+            about = path.stat()
+            if not path.name.startswith("."):
+                files.append((about.st_mtime, about.st_size, path))
+    total, newest = 0, max((written for written, _, _ in files), default=0.0)
+    for written, size, path in sorted(files, reverse=True):
         total += size
-        if number and total > max_bytes:
+        if total > max_bytes and newest - written > RECENT_S:
             path.unlink(missing_ok=True)

@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from deepspace.core.config import Config
 from deepspace.core.errors import InputError
@@ -20,7 +21,7 @@ from deepspace.models import distributed
 from deepspace.models.base import Arrays, FloatArray, Prediction, learnable
 from deepspace.models.cnn_training import Fitted, Trainer, history_rows
 from deepspace.models.encoders import Pretrained, device_of
-from deepspace.models.examples import Material, Pseudo
+from deepspace.models.examples import LATTICE_POINTS, Material, Pseudo
 from deepspace.models.features import FeatureExtractor
 from deepspace.models.losses import LOSSES
 from deepspace.models.neural_linear import NeuralLinear
@@ -53,6 +54,20 @@ class Tools:
     cache: ArrayCache | None
 
 
+@dataclass(frozen=True)
+class Task:
+    """What is learnt: patches and labels of sections reduced to their labelled spots."""
+
+    trainer: Trainer
+    sections: Sequence[Section]
+    material: Material
+
+    def spots(self) -> list[NDArray[np.int64]]:
+        """Rows of the measured spots of each section."""
+        ends = np.cumsum([len(s.coords) for s in self.sections])
+        return [r.astype(np.int64) for r in np.split(np.arange(ends[-1]), ends[:-1])]
+
+
 class CNN:
     """A convolutional network fine-tuned on patches around the measured spots.
 
@@ -75,32 +90,72 @@ class CNN:
 
         Pseudo-labels never take part in validation.
         """
+        task = self._task(sections, target, pseudo)
+        self._search(task)
+        if self.tools.config.cnn.refit:
+            self._refit(task, self)
+        return self
+
+    def fit_like(
+        self,
+        sections: Sequence[Section],
+        target: Target,
+        searched: CNN,
+        pseudo: Sequence[Pseudo] = (),
+    ) -> Self:
+        """Train on all spots for as many epochs as `searched` found best.
+
+        What it found on spots that it held out, errors and limits, is kept.
+        """
+        self._refit(self._task(sections, target, pseudo), searched)
+        return self
+
+    def _task(self, sections: Sequence[Section], target: Target, pseudo: Sequence[Pseudo]) -> Task:
+        """Patches and labels, and what the labels alone tell."""
         self.target = target
-        sections = learnable(sections, target)
-        trainer = Trainer(self.tools.pretrained, self.tools.start, self.tools.config, target)
+        sections, goal = learnable(sections, target)
+        trainer = Trainer(self.tools.pretrained, self.tools.start, self.tools.config, goal)
         distributed.setup(trainer.device)
         with distributed.main_first():
             reader = trainer.reader(self.tools.cache)
-            material = Material.of(sections, target.wide, reader, pseudo)
-        levels = np.stack([target.encode(s.require_counts()).mean(axis=0) for s in sections])
-        self.between = level_variance(levels)
+            material = Material.of(sections, goal.wide, reader, pseudo)
         seed = self.tools.config.seed
-        self.noise = np.mean([measurement_noise(s, target, seed) for s in sections], axis=0)
-        fold = trainer.inner_fold(sections)
+        self.noise = np.mean([measurement_noise(s, goal, seed) for s in sections], axis=0)
+        return Task(trainer, sections, material)
+
+    def _search(self, task: Task) -> None:
+        """Train with early stopping on spots held out inside the training data."""
+        trainer, names = task.trainer, len(self.target.names)
+        fold = trainer.inner_fold(task.sections)
         log.info("cnn: early stopping watches %s, inside the training data", fold.name)
-        searched = trainer.search(material, sections, fold, self.tools.cache)
-        linear = trainer.uncertainty(searched, material)
-        final = searched
-        if self.tools.config.cnn.refit:
-            log.info("cnn: training on all training data, %d epochs", searched.history.best_epoch)
-            final = trainer.refit(material, sections, searched, self.tools.cache)
-            features = trainer.features(final, material, final.rows)
-            linear = linear.onto(features, len(searched.rows))
-        self.history = history_rows(searched, final)
-        self.validation_loss = searched.history.rows[searched.history.best_epoch]["loss"]
+        searched = trainer.search(task.material, task.sections, fold, self.tools.cache)
+        self.history = history_rows("search", searched)
+        self.best_epoch = searched.history.best_epoch
+        self.validation_loss = searched.history.rows[self.best_epoch]["loss"]
+        linear, self.shares = trainer.uncertainty(searched, task.material)
+        self.linear = replace(linear, residual=linear.residual[:names])
+        self.searched_rows = len(searched.rows)
+        # errors on a whole section held out tell of its level as well, unless labels are centred
+        told = not searched.scaling.centred and not fold.train.keys() & fold.test.keys()
+        levels = [task.material.values[rows, :names].mean(axis=0) for rows in task.spots()]
+        self.between = np.zeros(names) if told else level_variance(np.stack(levels))
+        self._take(searched)
+
+    def _refit(self, task: Task, searched: CNN) -> None:
+        """Train on all spots; `searched` may be this model itself."""
+        log.info("cnn: training on all training data, %d epochs", searched.best_epoch)
+        final = task.trainer.refit(
+            task.material,
+            task.sections,
+            searched.best_epoch,
+            searched.temperature,
+            self.tools.cache,
+        )
+        features = task.trainer.features(final, task.material, final.rows)
+        self.linear = searched.linear.onto(features, searched.searched_rows)
+        self.history = searched.history + history_rows("refit", final)
+        self.validation_loss, self.between = searched.validation_loss, searched.between
         self._take(final)
-        self.linear = replace(linear, residual=linear.residual[: len(target.names)])
-        return self
 
     def _take(self, fitted: Fitted) -> None:
         """Keep what prediction needs of a trained network."""
@@ -119,6 +174,7 @@ class CNN:
             encoder,
             standardise=config.encoder.standardise,
             stain_normalisation=config.encoder.stain_normalisation,
+            reference_points=LATTICE_POINTS,
         )
 
     def predict(self, slide: Slide, coords: FloatArray) -> Prediction:
@@ -185,6 +241,11 @@ class CNN:
         missing = [name for name in self.trained if name not in own]
         if missing:
             raise InputError(f"the model holds tensors this network has not: {missing[:5]}")
+        wrong = [n for n, v in self.trained.items() if own[n].shape != v.shape]
+        if wrong:
+            raise InputError(
+                f"the model holds tensors of other shapes than this network: {wrong[:5]}"
+            )
         with torch.no_grad():
             for name, value in self.trained.items():
                 own[name].copy_(torch.from_numpy(value))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Self
 
@@ -18,15 +18,8 @@ from deepspace.models.base import Arrays, FloatArray, learnable
 from deepspace.models.cnn import CNN, Tools
 from deepspace.models.cnn_training import Trainer
 from deepspace.models.examples import Pseudo
-from deepspace.models.student import spread_evenly
+from deepspace.models.student import LABELS, spread_evenly
 from deepspace.models.unlabelled import Unlabelled, gap_points, thinned
-
-# what the labels of the unlabelled tiles are; a control keeps everything but their meaning
-LABELS: dict[str, Callable[[FloatArray, np.random.Generator], FloatArray]] = {
-    "teacher": lambda labels, rng: labels,
-    "permuted": lambda labels, rng: labels[rng.permutation(len(labels))],
-    "random": lambda labels, rng: rng.permuted(labels, axis=0),
-}
 
 
 class CNNStudent(CNN):
@@ -34,8 +27,9 @@ class CNNStudent(CNN):
 
     The teacher labels tiles that nobody measured; the student learns from both under
     augmentation (and dropout, where the network has it), and becomes the teacher of the next
-    round. The student is kept only if its loss on spots held out inside the training data, which
-    neither it nor its teachers learnt from, is lower than the teacher's.
+    round. The student is kept only if on spots held out inside the training data, which neither
+    it nor its teachers learnt from, its correlation is higher than the teacher's by more than the
+    standard error of that difference over spots. Not its loss: that falls by shrinkage alone.
 
     Parameters
     ----------
@@ -49,8 +43,9 @@ class CNNStudent(CNN):
     Attributes
     ----------
     gate : dict
-        ``teacher`` and ``student``: loss on the held-out spots; ``round`` of the best student;
-        ``kept``: which of the two predicts.
+        ``teacher`` and ``student``: mean correlation on the held-out spots; ``needed``: gain
+        that is no more than its standard error; ``round`` of the best student; ``kept``: which
+        of the two predicts.
     """
 
     def __init__(
@@ -65,34 +60,37 @@ class CNNStudent(CNN):
     ) -> Self:
         """Fit teacher and students on the measured spots of `sections`, and choose."""
         del pseudo  # a student makes its own
-        sections = learnable(sections, target)
+        sections, _ = learnable(sections, target)
         search = _changed(self.tools, refit=False)
         trainer = Trainer(search.pretrained, search.start, search.config, target)
         inside = trainer.inner_fold(sections).training(sections)
         teacher = CNN(search).fit(sections, target)
-        found = self._rounds(teacher, search, sections, inside, self.student.rounds)
-        losses = [model.validation_loss for model in found]
-        best = int(np.argmin(losses))
+        found = self._rounds(teacher, search, sections, inside)
+        best = int(np.argmax([model.shares.mean() for model in found]))
+        gain = found[best].shares - teacher.shares
+        doubt = float(gain.std(ddof=1)) / np.sqrt(len(gain))
         gated = self.student.gate and self.student.labels == "teacher"
-        kept = "student" if losses[best] < teacher.validation_loss or not gated else "teacher"
+        kept = "student" if gain.mean() > doubt or not gated else "teacher"
         self.gate = {
-            "teacher": teacher.validation_loss,
-            "student": losses[best],
+            "teacher": float(teacher.shares.mean()),
+            "student": float(found[best].shares.mean()),
+            "needed": doubt,
             "round": best + 1,
             "kept": kept,
         }
         log.info(
-            "noisy student: held-out loss %.4f in round %d, teacher %.4f; %s kept",
-            losses[best],
+            "noisy student: correlation on held-out training data %.4f in round %d, teacher %.4f "
+            "(a gain of %.4f is within its standard error); %s kept",
+            self.gate["student"],
             best + 1,
-            teacher.validation_loss,
+            self.gate["teacher"],
+            doubt,
             kept,
         )
-        chosen = found[best] if kept == "student" else teacher
+        searched = [teacher, *(found[: best + 1] if kept == "student" else [])]
+        chosen = searched[-1]
         if self.tools.config.cnn.refit:
-            chosen = CNN(self.tools).fit(sections, target)
-            if kept == "student":
-                chosen = self._rounds(chosen, self.tools, sections, sections, best + 1)[-1]
+            chosen = self._on_all(searched, sections)
         own = {k: v for k, v in vars(chosen).items() if k != "tools"}
         self.__dict__.update(own)
         return self
@@ -103,20 +101,26 @@ class CNNStudent(CNN):
         tools: Tools,
         sections: Sequence[Section],
         inside: Sequence[Section],
-        rounds: int,
     ) -> list[CNN]:
         """Students of every round; tiles come from the gaps of the sections `inside`."""
-        noisy = _changed(tools, augment=self.student.augment)
-        tiles = self._tiles(inside)
-        measured = sum(len(s.coords) for s in inside)
+        noisy, tiles = _changed(tools, augment=self.student.augment), self._tiles(inside)
         found: list[CNN] = []
-        for number in range(rounds):
-            log.info("noisy student: round %d of %d", number + 1, rounds)
-            rng = np.random.default_rng([self.tools.config.seed, number])
-            pseudo = self._labelled(teacher, tiles, measured, rng)
+        for number in range(self.student.rounds):
+            log.info("noisy student: round %d of %d", number + 1, self.student.rounds)
+            pseudo = self._labelled(teacher, tiles, inside, number)
             teacher = CNN(noisy).fit(sections, teacher.target, pseudo)
             found.append(teacher)
         return found
+
+    def _on_all(self, searched: Sequence[CNN], sections: Sequence[Section]) -> CNN:
+        """The last of these, taught anew by its predecessors, all of them on all spots."""
+        noisy, tiles = _changed(self.tools, augment=self.student.augment), self._tiles(sections)
+        first, *students = searched
+        chosen = CNN(self.tools).fit_like(sections, first.target, first)
+        for number, student in enumerate(students):
+            pseudo = self._labelled(chosen, tiles, sections, number)
+            chosen = CNN(noisy).fit_like(sections, first.target, student, pseudo)
+        return chosen
 
     def _tiles(self, inside: Sequence[Section]) -> list[Unlabelled]:
         """Tiles of the gaps and of the pool, shared evenly among the slides."""
@@ -136,10 +140,12 @@ class CNNStudent(CNN):
         return found
 
     def _labelled(
-        self, teacher: CNN, tiles: Sequence[Unlabelled], measured: int, rng: np.random.Generator
+        self, teacher: CNN, tiles: Sequence[Unlabelled], inside: Sequence[Section], number: int
     ) -> list[Pseudo]:
         """Tiles with labels and weights; together they count `strength` times the spots."""
         student = self.student
+        rng = np.random.default_rng([self.tools.config.seed, number])
+        measured = sum(len(s.coords) for s in inside)
         values, certainty = [], []
         for part in tiles:
             reach = student.radius_um / part.slide.require_mpp()

@@ -14,6 +14,7 @@ from torch import nn
 
 from deepspace.core.config import Config
 from deepspace.core.errors import Problems
+from deepspace.core.metrics import correlation_shares
 from deepspace.data.cache import ArrayCache, content_key
 from deepspace.data.splits import Fold, SplitOptions, make_folds, widest_step
 from deepspace.data.targets import Target
@@ -38,7 +39,9 @@ TARGET_LOSSES = {"expression": ("smooth_l1", "mse"), "clusters": ("cross_entropy
 BLOCKS = 4
 SPOT_FOLDS = 5
 # raised when the same settings would train another network
-VERSION = 1
+VERSION = 2
+# settings that do not change a training, or that its rows and epochs already tell
+ELSEWHERE = {"refit", "validation", "epochs", "checkpoint_minutes"}
 
 
 @dataclass(frozen=True)
@@ -69,12 +72,10 @@ class Fitted:
         return {name: tensor.detach().cpu().numpy().copy() for name, tensor in found.items()}
 
 
-def history_rows(searched: Fitted, final: Fitted) -> list[dict[str, Any]]:
-    """Both trainings as one table: ``phase`` is ``search`` or ``refit``."""
-    phases = {"search": searched} | ({} if final is searched else {"refit": final})
+def history_rows(phase: str, fitted: Fitted) -> list[dict[str, Any]]:
+    """A training as rows of a table; `phase` is ``search`` or ``refit``."""
     return [
         {"phase": phase, **{k: None if np.isnan(v) else v for k, v in row.items()}}
-        for phase, fitted in phases.items()
         for row in fitted.history.rows
     ]
 
@@ -162,16 +163,16 @@ class Trainer:
         self,
         material: Material,
         sections: Sequence[Section],
-        searched: Fitted,
+        epochs: int,
+        temperature: float,
         cache: ArrayCache | None,
     ) -> Fitted:
-        """Train on all spots for as many epochs as `searched` found best."""
+        """Train on all spots for so many epochs, the best that a search found."""
         train = np.arange(material.measured)
         scaling = self._scaling(material, train)
         probe = self._ridge(sections)
         parts = (train, train[:0])
-        epochs = searched.history.best_epoch
-        return self._train(material, parts, scaling, probe, searched.temperature, cache, epochs)
+        return self._train(material, parts, scaling, probe, temperature, cache, epochs)
 
     def _scaling(self, material: Material, rows: Rows) -> Scaling:
         """Fitted on training spots alone."""
@@ -231,7 +232,7 @@ class Trainer:
             else None,
             refresh if self.config.encoder.standardise == "section" else _nothing,
         )
-        key = self._key(material, labels, weights, loop)
+        key = self._key(material, labels, weights, test, loop)
         path = None if cache is None else cache.folder / "training" / f"{key}.safetensors"
         history = train_network(network, examples, loop, steps, checkpoint=path, key=key)
         if path is not None and distributed.is_main():
@@ -274,22 +275,24 @@ class Trainer:
         material: Material,
         labels: NDArray[np.float32],
         weights: NDArray[np.float32],
+        test: Rows,
         loop: LoopConfig,
     ) -> str:
-        """Hash of everything that determines a training."""
+        """Hash of everything that determines a training, and of nothing else."""
         encoder = self.config.encoder.model_dump(mode="json", exclude={"weights"})
         return content_key(
             {
                 "version": [VERSION, torch.__version__, distributed.world_size()],
-                "cnn": self.config.cnn.model_dump(mode="json"),
+                "cnn": self.config.cnn.model_dump(mode="json", exclude=ELSEWHERE),
                 "probe": self.config.probe.model_dump(mode="json"),
-                "loop": vars(loop),
+                "loop": {k: v for k, v in vars(loop).items() if k != "checkpoint_minutes"},
                 "encoder": encoder,
                 "weights": self.pretrained.weights.sha256,
                 "names": list(self.target.names),
                 "material": material.identity,
                 "labels": labels,
                 "counted": weights,
+                "watched": test,
             }
         )
 
@@ -299,14 +302,20 @@ class Trainer:
             fitted.network, material.patches, material.section, rows, bf16=self.bf16
         ).seen
 
-    def uncertainty(self, fitted: Fitted, material: Material) -> NeuralLinear:
-        """What the held-out spots tell of the errors of a trained network."""
+    def uncertainty(self, fitted: Fitted, material: Material) -> tuple[NeuralLinear, FloatArray]:
+        """What the held-out spots tell of a trained network: errors, and share in correlation.
+
+        The shares, one per held-out spot, are those of `correlation_shares` for the targets that
+        were asked for.
+        """
         rows = fitted.held_out
         found = forward(fitted.network, material.patches, material.section, rows, bf16=self.bf16)
         values = self.loss.activate(torch.from_numpy(found.outputs)).numpy()
         error = (values - fitted.labels[rows]) * fitted.scaling.spread
         held_out = HeldOutSpots(found.seen, error.astype(np.float64) ** 2)
-        return NeuralLinear.of(self.features(fitted, material, fitted.rows), held_out)
+        names = len(self.target.names)
+        shares = correlation_shares(fitted.labels[rows, :names], values[:, :names])
+        return NeuralLinear.of(self.features(fitted, material, fitted.rows), held_out), shares
 
 
 def _nothing(network: nn.Module) -> None:

@@ -37,6 +37,8 @@ class FeatureExtractor:
         Whether patches are stain-normalised first.
     cache : ArrayCache, optional
         Where features are kept between runs.
+    reference_points : int
+        Most points of that lattice.
     """
 
     def __init__(
@@ -46,14 +48,28 @@ class FeatureExtractor:
         standardise: Literal["section", "none"] = "section",
         stain_normalisation: Literal["none", "macenko"] = "none",
         cache: ArrayCache | None = None,
+        reference_points: int = 400,
     ) -> None:
         self.encoder = encoder
         self.standardise = standardise
         self.stain_normalisation = stain_normalisation
         self.cache = cache
+        self.reference_points = reference_points
         self._known: dict[tuple[str, float], tuple[dict[bytes, int], FloatArray]] = {}
         self._stains: dict[tuple[str, float], StainNormaliser] = {}
         self._scales: dict[tuple[str, float], tuple[FloatArray, FloatArray]] = {}
+
+    def over(self, reference_points: int) -> FeatureExtractor:
+        """The same features, standardised over so many points at most."""
+        other = FeatureExtractor(
+            self.encoder,
+            standardise=self.standardise,
+            stain_normalisation=self.stain_normalisation,
+            cache=self.cache,
+            reference_points=reference_points,
+        )
+        other._known = self._known
+        return other
 
     @property
     def fov_um(self) -> float:
@@ -83,11 +99,11 @@ class FeatureExtractor:
         """Reference points of a slide; finding the tissue anew costs seconds on a large image."""
 
         def find() -> FloatArray:
-            return reference_points(slide, tissue_mask(slide))
+            return reference_points(slide, tissue_mask(slide), at_most=self.reference_points)
 
         if self.cache is None:
             return find()
-        recipe = {"slide": self._slide_key(slide), "lattice": LATTICE}
+        recipe = {"slide": self._slide_key(slide), "lattice": [LATTICE, self.reference_points]}
         return self.cache.get(recipe, find)
 
     def remember(self, slide: Slide, coords: FloatArray) -> None:

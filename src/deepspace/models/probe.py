@@ -76,7 +76,7 @@ class Probe:
     def fit(self, sections: Sequence[Section], target: Target) -> Self:
         """Fit on the measured spots of `sections`."""
         self.target = target
-        sections = learnable(sections, target)
+        sections, target = learnable(sections, target)
         self._fit(sections, target.wide)
         self._keep(len(target.names))
         self.noise = np.mean([measurement_noise(s, target, self.seed) for s in sections], axis=0)

@@ -9,12 +9,14 @@ from typing import Any
 from deepspace.core.config import Config, EncoderConfig
 from deepspace.core.errors import InputError
 from deepspace.data.cache import ArrayCache
+from deepspace.models.augment import check_groups
 from deepspace.models.base import Predictor, SavablePredictor
 from deepspace.models.baselines import GeneMean, NearestColours, NearestSpot, ShuffledProbe
 from deepspace.models.cnn import CNN, Tools
 from deepspace.models.cnn_student import CNNStudent
 from deepspace.models.cnn_training import check_cnn
 from deepspace.models.encoders import Encoder, Pretrained, device_of, load_encoder, load_network
+from deepspace.models.examples import LATTICE_POINTS
 from deepspace.models.features import FeatureExtractor
 from deepspace.models.probe import Probe
 from deepspace.models.student import ProbeStudent
@@ -119,9 +121,15 @@ def _check_cnn(bench: Workbench) -> None:
     check_cnn(bench.network(), bench.config)
 
 
+def _check_cnn_student(bench: Workbench) -> None:
+    _check_cnn(bench)
+    check_groups(bench.config.student.augment)
+
+
 def _tools(bench: Workbench) -> Tools:
     config = bench.config
-    return Tools(bench.network(), bench.extractor(config.encoder), config, bench.cache)
+    start = bench.extractor(config.encoder).over(LATTICE_POINTS)
+    return Tools(bench.network(), start, config, bench.cache)
 
 
 def _cnn(bench: Workbench) -> CNN:
@@ -162,7 +170,7 @@ MODELS: dict[str, Callable[[Workbench], SavablePredictor]] = {
 # faults of a model's configuration that can be told before any data are read
 CHECKS: dict[str, Callable[[Workbench], None]] = {
     "cnn": _check_cnn,
-    "cnn-student": _check_cnn,
+    "cnn-student": _check_cnn_student,
 }
 
 # who a student learns from, and is compared with

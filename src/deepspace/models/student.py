@@ -120,11 +120,12 @@ def spread_evenly(labels: FloatArray) -> FloatArray:
     return spread
 
 
-# what the labels of the unlabelled tiles are; a control keeps everything but their meaning
+# what the labels of the unlabelled tiles are; a control keeps each name's spread, the permuted
+# one the relations between names too
 LABELS: dict[str, Callable[[FloatArray, np.random.Generator], FloatArray]] = {
     "teacher": lambda labels, rng: labels,
     "permuted": lambda labels, rng: labels[rng.permutation(len(labels))],
-    "random": lambda labels, rng: rng.normal(size=labels.shape) * labels.std(axis=0),
+    "random": lambda labels, rng: rng.permuted(labels, axis=0),
 }
 
 
@@ -210,7 +211,7 @@ class ProbeStudent(Probe):
 
     def fit(self, sections: Sequence[Section], target: Target) -> Self:
         """Fit teacher and students on the measured spots of `sections`, and choose."""
-        self._sections = learnable(sections, target)
+        self._sections, _ = learnable(sections, target)
         self._tiles = self._unlabelled()
         return super().fit(sections, target)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 import torch
@@ -23,16 +23,21 @@ class OwnLayers(Backbone):
         The network.
     own
         Its last layers.
+    known
+        Names of parameters of `own` that have public weights.
     """
 
     layers = range(1, 2)
 
-    def __init__(self, backbone: Backbone, own: OwnHead) -> None:
+    def __init__(self, backbone: Backbone, own: OwnHead, known: Iterable[str] = ()) -> None:
         super().__init__()
         self.width = own.output.in_features
         own.output = nn.Identity()  # type: ignore[assignment]  # the trainable network has it
         self.backbone = backbone
         self.own = own
+        # layers that start at random are useless untrained
+        names = {name for name, _ in own.named_parameters()}
+        self.new = {f"own.{name}" for name in names - set(known)}
 
     def layer_outputs(self, x: Tensor, layers: Sequence[int]) -> list[LayerOutput]:
         """See `Backbone.layer_outputs`."""
@@ -53,8 +58,8 @@ def own_layers(pretrained: Pretrained) -> Pretrained:
     """
     backbone = copy.deepcopy(pretrained.backbone)
     own = backbone.own_head(1)
-    own.start_from(pretrained.weights.state, pretrained.weights.origin)
-    layers = OwnLayers(backbone, own)
+    known = own.start_from(pretrained.weights.state, pretrained.weights.origin)
+    layers = OwnLayers(backbone, own, known)
     reading = replace(pretrained.reading, layers=(1,), pooling=("mean",))
     return replace(pretrained, backbone=layers, reading=reading)
 
@@ -145,6 +150,8 @@ class TrainableNetwork(nn.Module):
     def release(self, blocks: int | str) -> None:
         """Make the deepest `blocks` that are read trainable, and the last layer; ``all`` all.
 
+        Layers of the architecture's own head that have no public weights are always trained.
+
         Which parameters a block has is found by what its output depends on, so that this holds
         for any architecture.
         """
@@ -163,7 +170,8 @@ class TrainableNetwork(nn.Module):
             inner, prefix = self.backbone, ""
             deepest = max(self.reading.layers)
         if blocks == 0:
-            return {name for name, _ in self.backbone.named_parameters()}
+            new = self.backbone.new if isinstance(self.backbone, OwnLayers) else set()
+            return {name for name, _ in self.backbone.named_parameters()} - new
         if deepest - blocks < inner.layers.start:
             return set()
         under = self._parameters_read(inner, (deepest - blocks,))

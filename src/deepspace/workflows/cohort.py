@@ -18,6 +18,8 @@ from deepspace.data.targets import LEAST_SPOTS, apply_qc
 from deepspace.io.checks import check_cohort, validate
 from deepspace.io.section import Section
 from deepspace.io.sheet import read_sheet
+from deepspace.models import distributed
+from deepspace.models.encoders import device_of
 from deepspace.models.registry import Workbench
 from deepspace.workflows.semi import with_pool
 
@@ -64,6 +66,8 @@ def prepare_cohort(
     InputError
         If the cohort is wrong, `out` is or holds one of its files, or a model cannot be built.
     """
+    # every process takes its own GPU before anything is put on one
+    distributed.setup(device_of(benches[0].config.device))
     # weights that are missing are told before an hour of reading
     for bench in benches:
         if bench.config.encoder.fov_spots is None:

@@ -20,6 +20,7 @@ from deepspace.data.clusters import ClusterTarget, prepare_clusters
 from deepspace.data.splits import LEAK_WARNING, Fold, SplitOptions, make_folds, widest_step
 from deepspace.data.targets import ExpressionTarget, Target, fit_target
 from deepspace.io.section import Section
+from deepspace.models import distributed
 from deepspace.models.base import Predictor, SavablePredictor
 from deepspace.models.registry import (
     BASELINES,
@@ -29,6 +30,7 @@ from deepspace.models.registry import (
     Workbench,
 )
 from deepspace.workflows.cluster_scoring import (
+    POOLED,
     HeldOutClusters,
     cluster_table,
     empty_clusters,
@@ -154,7 +156,8 @@ def evaluate_sections(
     folds = make_folds(sections, how, SplitOptions(config.split.folds, gap_um, config.seed))
     # what is wrong with the target is told before hours of encoding
     first = fit_target(folds[0].training(sections), goal)
-    remember(sections, benches)
+    with distributed.main_first():
+        remember(sections, benches)
     held_out: dict[str, Any] = {}
     kept: list[FoldModel] = []
     for number, fold in enumerate(folds, start=1):
@@ -176,7 +179,7 @@ def evaluate_sections(
     scores = scoring.table(held_out, how)
     summary = scoring.summarise(scores, config, how, len(folds))
     if pairs:
-        summary["gains"] = paired_gains(scores, pairs)
+        summary["gains"] = paired_gains(scores[scores["section"] != POOLED], pairs)
         summary["controls"] = [name for name in named if is_control(name)]
     return Evaluation(scores, summary, held_out, first, kept)
 

@@ -24,6 +24,8 @@ GAPS, SECTIONS = "gaps", "sections"
 # what a student is compared by, the first that the scores have
 COMPARED = ("pearson", "accuracy")
 LEVEL = 0.95
+# the student that predicts whatever its gate would say
+UNGATED = "no gate"
 
 
 def with_teachers(models: Sequence[str]) -> list[str]:
@@ -39,6 +41,13 @@ def with_pool(bench: Workbench, sections: Sequence[Section], models: Sequence[st
     student = bench.config.student
     slides = [s.slide for s in sections if not s.measured] if SECTIONS in student.sources else []
     slides += _slides_of_folders(student)
+    # a measured section may be held out, so its slide teaches only by its own gaps
+    own = {s.slide.content_hash() for s in sections if s.measured}
+    extra = [slide for slide in slides if slide.content_hash() not in own]
+    if len(extra) < len(slides):
+        count = len(slides) - len(extra)
+        log.info("noisy student: %d slides of measured sections left out of the pool", count)
+    slides = extra
     if not slides:
         return bench
     steps = [pitch_um(s) / 2 for s in sections if s.measured]
@@ -84,27 +93,32 @@ def _slides_of_folders(student: StudentConfig) -> list[Slide]:
 
 
 def controls(bench: Workbench) -> dict[str, Workbench]:
-    """Benches whose pseudo-labels teach nothing, by the name of the control."""
+    """Benches of what a student is compared with, by the name of the control.
+
+    Pseudo-labels that teach nothing have no gate; beside them stands the student without its.
+    """
     config = bench.config
+    changes: dict[str, dict[str, Any]] = {f"{name} labels": {"labels": name} for name in CONTROLS}
+    if config.student.gate:
+        changes = {UNGATED: {"gate": False}, **changes}
     return {
         name: replace(
             bench,
-            config=config.model_copy(
-                update={"student": config.student.model_copy(update={"labels": name})}
-            ),
+            config=config.model_copy(update={"student": config.student.model_copy(update=change)}),
         )
-        for name in CONTROLS
+        for name, change in changes.items()
     }
 
 
 def control_label(label: str, control: str) -> str:
     """Name of a student's control in tables."""
-    return f"{label}, {control} labels"
+    return f"{label}, {control}"
 
 
 def is_control(label: str) -> bool:
     """Whether a name in tables is that of a student's control."""
-    return any(label.endswith(f", {control} labels") for control in CONTROLS)
+    endings = (UNGATED, *(f"{name} labels" for name in CONTROLS))
+    return any(label.endswith(f", {ending}") for ending in endings)
 
 
 def paired_gains(scores: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
@@ -124,10 +138,17 @@ def paired_gains(scores: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> list
         `high` (95 % t interval over sections, None with one), `better` and `sections` (counts).
     """
     column = next(name for name in COMPARED if name in scores)
-    means = scores.groupby(["model", "section"])[column].mean().unstack("section")
+    # gene by gene, so that one that is constant for one of the two counts for neither
+    places = [name for name in ("section", "gene") if name in scores]
+    values = scores.pivot(index=places, columns="model", values=column)
     found = []
     for student, teacher in pairs:
-        gain = (means.loc[student] - means.loc[teacher]).dropna().to_numpy()
+        if student not in values or teacher not in values:
+            continue
+        gains = (values[student] - values[teacher]).dropna()
+        gain = gains.groupby(level="section", sort=False).mean().to_numpy()
+        if not len(gain):
+            continue
         half = None
         if len(gain) > 1:
             spread = float(gain.std(ddof=1)) / np.sqrt(len(gain))
