@@ -126,8 +126,9 @@ def add_points(axes: Axes, points: Points, mpp: float, **style: Any) -> Collecti
     shapes: Collection
     if points.square:
         corners = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * size / 2
-        # tiles touch: smoothed edges would leave seams
-        shapes = PolyCollection(list(points.coords[:, None] + corners), antialiaseds=False, **style)
+        # tiles touch: smoothed edges, and edges moved to pixels, would leave seams
+        style = {"antialiaseds": False, "snap": False, **style}
+        shapes = PolyCollection(list(points.coords[:, None] + corners), **style)
     else:
         sides = np.full(len(points.coords), size)
         shapes = EllipseCollection(

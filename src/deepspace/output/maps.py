@@ -65,10 +65,11 @@ class GeneMap:
         predicted; of the predictions where nothing was measured. All of the range for a gene
         that nearly every spot lacks.
         """
-        return _robust_limits(self.predicted if self.measured is None else self.measured)
+        return robust_limits(self.predicted if self.measured is None else self.measured)
 
 
-def _robust_limits(values: FloatArray) -> tuple[float, float]:
+def robust_limits(values: FloatArray) -> tuple[float, float]:
+    """5 % and 95 % of the finite values; all of their range where these are equal."""
     finite = values[np.isfinite(values)]
     if not finite.size:
         return 0.0, 1.0
@@ -105,7 +106,7 @@ def panel_inches(box: Box, smallest_px: float) -> float:
     return float(np.clip(wanted, PANEL_IN, LARGEST_IN))
 
 
-def _grid(rows: int, bars_after: Sequence[bool], aspect: float, panel_w: float) -> Grid:
+def panel_grid(rows: int, bars_after: Sequence[bool], aspect: float, panel_w: float) -> Grid:
     """Lay out panels by hand: their shape is known, so nothing has to be guessed.
 
     Parameters
@@ -186,7 +187,7 @@ def expression_maps(
     bars_after = [False] * len(columns) + [True] + [True] * with_sd
     smallest = min((p.size_um for p in every if not p.square), default=np.inf)
     panel_w = panel_inches(box, smallest / backdrop.mpp)
-    grid = _grid(len(genes), bars_after, (box[3] - box[1]) / (box[2] - box[0]), panel_w)
+    grid = panel_grid(len(genes), bars_after, (box[3] - box[1]) / (box[2] - box[0]), panel_w)
     names = ["H&E", *columns] + ["uncertainty (sd)"] * with_sd
     for axes, name in zip(grid.panels[0], names, strict=True):
         axes.set_title(name, fontsize=10, pad=5)
@@ -197,7 +198,7 @@ def expression_maps(
         for axes, paint in zip(panels[1:], columns.values(), strict=False):
             backdrop.draw(axes, box, strength=PALE)
             paint(axes, gene, norm)
-        _label_row(panels[0], gene)
+        label_row(panels[0], gene)
         add_colour_bar(bars[0], norm, mpl.colormaps[EXPRESSION_MAP], unit, extend="both")
         if with_sd and gene.sd is not None:
             backdrop.draw(panels[-1], box, strength=PALE)
@@ -227,7 +228,7 @@ def _columns(mpp: float, predicted_at: Points, measured_at: Points | None) -> di
     def filled(axes: Axes, gene: GeneMap, norm: Normalize) -> None:
         paint(axes, predicted_at[elsewhere], gene.predicted[elsewhere], norm)
         paint(axes, spots, _values(gene), norm)
-        width = _outline_pt(axes, spots.size_um / mpp)
+        width = outline_pt(axes, spots.size_um / mpp)
         add_points(axes, spots, mpp, facecolors="none", edgecolors="black", linewidths=width)
 
     def halves(axes: Axes, gene: GeneMap, norm: Normalize) -> None:
@@ -270,7 +271,7 @@ def _add_half_discs(
     axes.add_collection(shapes, autolim=False)
 
 
-def _outline_pt(axes: Axes, diameter_px: float) -> float:
+def outline_pt(axes: Axes, diameter_px: float) -> float:
     """Width of an outline that leaves the colour of a small spot to be seen, in points."""
     left, right = axes.get_xlim()
     diameter_pt = 72 / DPI * axes.bbox.width * diameter_px / (right - left)
@@ -278,20 +279,20 @@ def _outline_pt(axes: Axes, diameter_px: float) -> float:
 
 
 def _paint_sd(axes: Axes, bar: Axes, points: Points, sd: FloatArray, mpp: float, unit: str) -> None:
-    norm = Normalize(*_robust_limits(sd), clip=True)
+    norm = Normalize(*robust_limits(sd), clip=True)
     add_points(axes, points, mpp, array=sd, norm=norm, cmap=SD_MAP)
     add_colour_bar(bar, norm, mpl.colormaps[SD_MAP], f"sd of {unit}", extend="both")
 
 
-def _label_row(axes: Axes, gene: GeneMap) -> None:
-    """Gene and scores left of a row."""
+def label_row(axes: Axes, gene: GeneMap, *, font: str = "italic") -> None:
+    """Gene and scores left of a row; gene symbols are written in italics."""
     style: dict[str, Any] = {
         "xy": (0, 0.5),
         "xycoords": "axes fraction",
         "textcoords": "offset points",
         "ha": "right",
     }
-    axes.annotate(gene.gene, xytext=(-8, 4), fontsize=12, fontstyle="italic", va="bottom", **style)
+    axes.annotate(gene.gene, xytext=(-8, 4), fontsize=12, fontstyle=font, va="bottom", **style)
     known = {"held-out r": gene.score, "ceiling": gene.ceiling}
     lines = [f"{name} {value:.2f}" for name, value in known.items() if _is_number(value)]
     axes.annotate("\n".join(lines), xytext=(-8, 0), fontsize=8, color="0.3", va="top", **style)

@@ -18,6 +18,29 @@ def format_summary(summary: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def format_completion(summary: Mapping[str, Any]) -> str:
+    """What a completion made, and how far it may be believed."""
+    noun = NOUNS[summary["target"]]
+    lines = [format_summary(summary["scores"])]
+    if summary["within"]:
+        lines += ["", format_summary(summary["within"])]
+    lines.append("")
+    for name, found in summary["sections"].items():
+        reasons = ", ".join(f"{n} {reason}" for reason, n in found["reasons"].items())
+        lines.append(
+            f"{name}: {found['failed']} of {found['spots']} spots failed"
+            + (f" ({reasons})" if reasons else "")
+        )
+    lines += [f"{name}: {points} points" for name, points in summary["points"].items()]
+    if summary["volume"]:
+        z, y, x = summary["volume"]["shape_zyx"]
+        lines.append(
+            f"volume: {z} planes of {x} x {y} voxels, {summary['volume']['columns']} {noun}"
+        )
+    lines.append(f"{summary['predictable']} of {summary['columns']} {noun} are predictable")
+    return "\n".join(lines)
+
+
 def _expression_table(summary: Mapping[str, Any]) -> list[str]:
     models: Mapping[str, Mapping[str, Any]] = summary["models"]
     width = max(len(name) for name in [*models, *summary["not_applicable"], "noise ceiling"])
