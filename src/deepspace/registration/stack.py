@@ -99,7 +99,8 @@ class Stack:
 
     def state(self) -> tuple[dict[str, Any], Arrays]:
         """Return JSON values and arrays that `restore` takes."""
-        places, arrays = [], {}
+        places: list[dict[str, Any]] = []
+        arrays: Arrays = {}
         for number, place in enumerate(self.places):
             values, own = place.transform.state()
             plain = {key: value for key, value in vars(place).items() if key != "transform"}

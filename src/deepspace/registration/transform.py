@@ -202,3 +202,19 @@ class Transform:
             return cls(matrix, Field((float(x), float(y)), float(values["step_um"]), grid))
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"saved transform is damaged ({error}); register again") from error
+
+
+def turned_against(one: Transform, other: Transform) -> float:
+    """Angle between the orientations of two maps, degrees; 180 where one of them mirrors.
+
+    Examples
+    --------
+    >>> quarter = Transform.of([[0.0, -1.0], [1.0, 0.0]], (0.0, 0.0))
+    >>> turned_against(quarter, Transform.identity())
+    90.0
+    """
+    between = other.linear.T @ one.linear
+    if np.linalg.det(between) < 0:
+        return 180.0
+    angle = np.arctan2(between[1, 0] - between[0, 1], between[0, 0] + between[1, 1])
+    return abs(float(np.degrees(angle)))
