@@ -66,16 +66,22 @@ def gains(
     rows = []
     for seed in range(options.seeds):
         seeded = replace(bench, config=bench.config.with_values(seed=seed))
+        kinds = {GATED: seeded} | ({} if options.no_controls else controls(seeded))
         for held_out in sections:
             others = [s for s in sections if s is not held_out]
             for regime in options.regimes:
                 for training in islice(REGIMES[regime](others, seed), options.draws):
-                    rows += compare(seeded, training, held_out, student, regime)
+                    rows += compare(seeded, kinds, training, held_out, student, regime)
     return pd.DataFrame(rows)
 
 
 def compare(
-    bench: Workbench, training: list[Section], held_out: Section, student: str, regime: str
+    bench: Workbench,
+    kinds: dict[str, Workbench],
+    training: list[Section],
+    held_out: Section,
+    student: str,
+    regime: str,
 ) -> list[dict[str, object]]:
     """Students of true, permuted and random pseudo-labels against the teacher."""
     target = fit_target(training, bench.config.target)
@@ -87,7 +93,6 @@ def compare(
         return found, getattr(fitted, "gate", {}).get("kept", "")
 
     teacher, _ = score(TEACHERS[student], bench)
-    kinds = {GATED: bench, **controls(bench)}
     rows = []
     for kind, tools in kinds.items():
         found, kept = score(student, tools)
@@ -137,6 +142,7 @@ def main() -> None:
     parser.add_argument("--genes", default=GENES)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--regimes", nargs="+", default=list(REGIMES), choices=list(REGIMES))
+    parser.add_argument("--no-controls", action="store_true", help="the gated student alone")
     parser.add_argument("--draws", type=int, help="training sets per held-out section, if not all")
     parser.add_argument("--config", help="TOML file or preset with more settings")
     args = parser.parse_args()

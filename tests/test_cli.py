@@ -358,6 +358,33 @@ def test_damaged_models_are_refused(
     card = json.loads((copy / "model.json").read_text())
     (copy / "model.json").write_text(json.dumps(card | {"schema_version": 99}))
     assert "schema version 99" in refused(capsys, "predict", copy, sheet, *args)
+    for number, change in enumerate(({"state": {}}, {"genes": card["genes"][1:]})):
+        copy = tmp_path / f"changed{number}"
+        shutil.copytree(model, copy)
+        (copy / "model.json").write_text(json.dumps(card | change))
+        assert "train the model again" in refused(capsys, "predict", copy, sheet, *args)
+
+
+def test_models_of_other_versions_are_read(
+    sheet: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An option that was added or dropped since is no damage."""
+    copy = tmp_path / "older"
+    shutil.copytree(model, copy)
+    card = json.loads((copy / "model.json").read_text())
+    config = card["provenance"]["config"]
+    config["dropped"] = {"since": 1}
+    config["probe"]["dropped"] = True
+    del config["registration"]
+    (copy / "model.json").write_text(json.dumps(card))
+    args = ["--section", unmeasured(sheet), "--out", tmp_path / "p.h5ad"]
+    code, _, _ = call("predict", copy, sheet, *args, "--quiet", capsys=capsys)
+    assert code == 0
+    config["qc"]["min_counts"] = -1
+    (copy / "model.json").write_text(json.dumps(card))
+    text = refused(capsys, "predict", copy, sheet, *args, "--overwrite")
+    assert "min_counts" in text
+    assert "http" not in text
 
 
 def test_overwrite_replaces_only_what_deepspace_wrote(

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from deepspace.core.errors import InputError
 from deepspace.models.checkpoint import RECENT_S, make_room
+from deepspace.models.interrupt import Signals
 from deepspace.models.loop import Examples, History, Steps, train_network, write_history
 from make_training import CONFIG, PLAIN, STEPS, Tiny, content, make_examples, shade
 
@@ -424,7 +425,9 @@ def test_signal_to_terminate_waits_for_the_checkpoint_too(tmp_path: Path) -> Non
     handler = signal.signal(signal.SIGTERM, lambda number, frame: came.append(path.exists()))
     steps = dying(STEPS, 2, lambda: signal.raise_signal(signal.SIGTERM))
     try:
-        train_network(Tiny(), EXAMPLES, CONFIG, steps, checkpoint=path)
+        # a handler that only takes note: a half-trained network must not come back for all that
+        with pytest.raises(KeyboardInterrupt):
+            train_network(Tiny(), EXAMPLES, CONFIG, steps, checkpoint=path)
     finally:
         signal.signal(signal.SIGTERM, handler)
     assert came == [True]
@@ -532,6 +535,29 @@ def test_sigkilled_process_goes_on_in_another(tmp_path: Path) -> None:
         )
         assert run.returncode == code
     assert path.read_bytes() == whole.read_bytes()
+
+
+def test_an_ignored_signal_stays_ignored() -> None:
+    """As in a background job of a script: it must not stop a training half-way."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with Signals() as signals:
+            signal.raise_signal(signal.SIGINT)
+        assert signals.number == 0
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_stopped_block_never_looks_finished() -> None:
+    """Even where somebody's own handler swallows the signal."""
+    seen: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: seen.append(number))
+    try:
+        with pytest.raises(KeyboardInterrupt), Signals():
+            signal.raise_signal(signal.SIGTERM)
+        assert seen == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_oldest_checkpoints_make_room(tmp_path: Path) -> None:

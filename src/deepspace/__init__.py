@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     pl = plot
     from deepspace.simulate import simulate_block as simulate_block
+    from deepspace.workflows.complete import complete as complete
     from deepspace.workflows.demo import demo as demo
     from deepspace.workflows.evaluate import evaluate as evaluate
     from deepspace.workflows.inspect import inspect as inspect
@@ -32,6 +33,7 @@ _HOMES = {
     "Config": "deepspace.core.config",
     "InputError": "deepspace.core.errors",
     "Section": "deepspace.io.section",
+    "complete": "deepspace.workflows.complete",
     "demo": "deepspace.workflows.demo",
     "evaluate": "deepspace.workflows.evaluate",
     "inspect": "deepspace.workflows.inspect",

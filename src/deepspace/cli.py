@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -20,8 +21,9 @@ from deepspace.core.progress import show
 if TYPE_CHECKING:
     from deepspace.core.config import Config
 
-# what typer exits with after Ctrl-C
+# what typer exits with after Ctrl-C, and what a terminated command exits with
 INTERRUPTED = 130
+TERMINATED = 143
 # of several processes that torchrun starts, the first speaks
 MAIN = os.environ.get("RANK", "0") == "0"
 
@@ -62,13 +64,16 @@ def main() -> NoReturn:
     if not sys.warnoptions:
         # what libraries tell their developers is not for the user
         warnings.simplefilter("ignore")
+    if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        # a scheduler's signal cleans up as Ctrl-C does
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(TERMINATED))
     try:
         app()
     except InputError as error:
         typer.echo(f"deepspace: {error}", err=True)
         raise SystemExit(2) from None
     except SystemExit as end:
-        if end.code == INTERRUPTED:
+        if end.code in (INTERRUPTED, TERMINATED):
             typer.echo("deepspace: interrupted; run the same command again to go on", err=True)
         raise
     raise SystemExit(0)
@@ -133,7 +138,7 @@ def train(
     out: Out,
     model: Annotated[
         str | None,
-        typer.Option(help="probe (ridge on frozen image features) or cnn (fine-tuned network)."),
+        typer.Option(help="kriging, probe, cnn, probe-student or cnn-student; see the README."),
     ] = None,
     encoder: Annotated[str | None, typer.Option(help="What turns a patch into features.")] = None,
     genes: Genes = None,
@@ -172,7 +177,9 @@ def train(
 def evaluate(
     sheet: Sheet,
     out: Out,
-    model: Annotated[list[str] | None, typer.Option(help="Repeat to compare models.")] = None,
+    model: Annotated[
+        list[str] | None, typer.Option(help="As for train; repeat to compare.")
+    ] = None,
     encoder: Annotated[list[str] | None, typer.Option(help="Repeat to compare encoders.")] = None,
     split: Annotated[
         str | None,
@@ -243,7 +250,6 @@ def predict(
     from deepspace.output.write import read_provenance
     from deepspace.workflows.predict import predict as run
 
-    del image_only  # every model so far uses the image alone
     with show(quiet=quiet or not MAIN):
         found = run(
             model,
@@ -252,6 +258,7 @@ def predict(
             out=out,
             at=at,
             weights=None if weights is None else Path(weights).expanduser(),
+            image_only=image_only,
             overwrite=overwrite,
         )
     noun = NOUNS[read_provenance(found)["target"]]
@@ -272,6 +279,58 @@ def predict(
     _print(facts, text, as_json)
 
 
+@app.command()
+def complete(
+    sheet: Sheet,
+    out: Out,
+    at: Annotated[
+        list[str] | None, typer.Option(help="spots, between, or grid:UM; repeat for several.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Model to complete with.")] = None,
+    encoder: Annotated[str | None, typer.Option(help="What turns a patch into features.")] = None,
+    genes: Genes = None,
+    target: Target = None,
+    failed: Annotated[
+        Path | None, typer.Option(help="Table of failed spots: columns section, barcode.")
+    ] = None,
+    sum_to_spots: Annotated[
+        bool, typer.Option("--sum-to-spots", help="Finer predictions add up to each spot's.")
+    ] = False,
+    no_volume: Annotated[
+        bool, typer.Option("--no-volume", help="Leave out the planes between sections.")
+    ] = False,
+    weights: Weights = None,
+    config: ConfigFile = None,
+    seed: Seed = None,
+    device: Device = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Predict all that was not measured: failed spots, between spots, whole sections, volume."""
+    from deepspace.output.text import format_completion
+    from deepspace.workflows.complete import complete as run
+
+    settings = _config(
+        config,
+        encoder=encoder,
+        genes=genes,
+        target=target,
+        weights=weights,
+        seed=seed,
+        device=device,
+        complete={
+            "model": model,
+            "at": tuple(at) if at else None,
+            "sum_to_spots": sum_to_spots or None,
+            "volume": False if no_volume else None,
+        },
+    )
+    with show(quiet=quiet or not MAIN):
+        found = run(sheet, out, config=settings, failed=failed, overwrite=overwrite)
+    _print(found, f"{format_completion(found)}\nEverything is in {out}", as_json)
+
+
 def _config(source: str | None, **options: Any) -> Config:
     """Configuration file with the command line's options on top; unset options change nothing."""
     from deepspace.core.config import load_config
@@ -288,6 +347,7 @@ def _config(source: str | None, **options: Any) -> Config:
             else str(Path(weights).expanduser().absolute()),
         },
         split={"how": options.get("split"), "folds": options.get("folds")},
+        complete=options.get("complete", {}),
     )
 
 

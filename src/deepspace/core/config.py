@@ -209,7 +209,7 @@ class StudentConfig(StrictModel):
 
     rounds: Annotated[int, Field(ge=1)] = 5
     tiles: Annotated[int, Field(ge=2)] = 4000
-    sources: tuple[str, ...] = ("gaps", "sections")
+    sources: Annotated[tuple[str, ...], Field(min_length=1)] = ("gaps", "sections")
     labels: Literal["teacher", "permuted", "random"] = "teacher"
     strength: Annotated[float, Field(gt=0)] = 1.0
     radius_um: Annotated[float, Field(gt=0)] = 150.0
@@ -219,11 +219,29 @@ class StudentConfig(StrictModel):
     gate: bool = True
 
 
+class KrigingConfig(StrictModel):
+    """Image term plus what was measured around (docs/decisions/011-kriging.md).
+
+    Attributes
+    ----------
+    image
+        What tells where nothing was measured around: a model, or ``none``, which is the mean.
+    components
+        Principal components of the genes that are kriged.
+    exact
+        Most spots of a block for which every spot counts; past that, the `neighbours` nearest.
+    """
+
+    image: Literal["probe", "cnn", "none"] = "probe"
+    components: Annotated[int, Field(ge=1)] = 128
+    exact: Annotated[int, Field(ge=1)] = 2000
+    neighbours: Annotated[int, Field(ge=4)] = 64
+
+
 class FailedConfig(StrictModel):
     """Which spots of a measured section count as failed, beside those that fail `[qc]`.
 
-    The local test and its defaults are those of SpotSweeper (Totty et al., Nature Methods
-    22:1520, 2025).
+    The local test and its defaults are those of SpotSweeper (Totty et al., bioRxiv 2024).
 
     Attributes
     ----------
@@ -264,8 +282,86 @@ class SplitConfig(StrictModel):
     gap_um: Annotated[float, Field(ge=0)] | None = None
 
 
+class RegistrationConfig(StrictModel):
+    """How serial sections are laid over each other (docs/decisions/010-registration.md).
+
+    Attributes
+    ----------
+    size_px
+        Longer side of the larger tissue at the working resolution.
+    finest_um
+        No finer resolution than this: below it, neighbouring sections share nothing.
+    angle_deg
+        Step of the rotations tried first, over a full turn and its mirror image.
+    freedom
+        Last global map: ``rigid``, ``similarity`` or ``affine``.
+    key_points
+        Also try maps from matched SIFT key points.
+    nonrigid
+        Add a smooth deformation.
+    attachment, tightness, warps
+        Of the optical flow (`skimage.registration.optical_flow_tvl1`).
+    contrast_px
+        Window of the local contrast, pixels of the working resolution.
+    smooth_px
+        Smoothing of the deformation, pixels of the working resolution.
+    least_excess
+        Refused below this: standard deviations by which the agreement of the pair exceeds that
+        of the same pair in other orientations.
+    """
+
+    size_px: Annotated[int, Field(ge=100, le=4000)] = 600
+    finest_um: Annotated[float, Field(gt=0)] = 4.0
+    angle_deg: Annotated[float, Field(gt=0, le=15)] = 6.0
+    freedom: Literal["rigid", "similarity", "affine"] = "affine"
+    key_points: bool = True
+    nonrigid: bool = True
+    attachment: Annotated[float, Field(gt=0)] = 2.5
+    tightness: Annotated[float, Field(gt=0)] = 0.4
+    warps: Annotated[int, Field(ge=1)] = 5
+    contrast_px: Annotated[float, Field(gt=0)] = 10.0
+    smooth_px: Annotated[float, Field(gt=0)] = 2.0
+    least_excess: Annotated[float, Field(ge=0)] = 3.7
+
+
+class CompleteConfig(StrictModel):
+    """What `complete` makes of a cohort.
+
+    Attributes
+    ----------
+    model
+        Key of the table of models.
+    at
+        Points on every section: ``spots``, ``between`` (three times the density of the spots) and
+        ``grid:UM``. A section without spots gets a grid at the pitch of the others in place of
+        ``spots``.
+    sum_to_spots
+        Scale predictions finer than the spots so that their mean over each spot is the estimate of
+        the spot.
+    score_within
+        Also score by blanking regions of each section (split ``blob``): what `failed` spots and
+        points between spots are worth. The model's own scores are of whole sections held out.
+    volume
+        Predict planes between the sections where there are at least two in depth.
+    volume_um, volume_z_um
+        Distance of voxels in plane and of planes; half the spot pitch and half the smallest
+        distance of sections if empty.
+    volume_genes
+        Most genes of the volume, those with the best held-out scores.
+    """
+
+    model: str = "kriging"
+    at: Annotated[tuple[str, ...], Field(min_length=1)] = ("spots", "between")
+    sum_to_spots: bool = False
+    score_within: bool = True
+    volume: bool = True
+    volume_um: Annotated[float, Field(gt=0)] | None = None
+    volume_z_um: Annotated[float, Field(gt=0)] | None = None
+    volume_genes: Annotated[int, Field(ge=1)] = 100
+
+
 class Config(StrictModel):
-    """Everything that `train` and `evaluate` can be told."""
+    """Everything that the commands can be told."""
 
     seed: Annotated[int, Field(ge=0)] = 0
     model: str = "probe"
@@ -276,7 +372,11 @@ class Config(StrictModel):
     probe: ProbeConfig = ProbeConfig()
     cnn: CNNConfig = CNNConfig()
     student: StudentConfig = StudentConfig()
+    kriging: KrigingConfig = KrigingConfig()
+    failed: FailedConfig = FailedConfig()
+    complete: CompleteConfig = CompleteConfig()
     split: SplitConfig = SplitConfig()
+    registration: RegistrationConfig = RegistrationConfig()
 
     def with_values(self, **changes: dict[str, Any] | int | str | None) -> Self:
         """Copy with some values replaced, for example ``encoder={"name": "vgg16"}``.
@@ -318,14 +418,39 @@ def load_config(source: Path | str | None) -> Config:
     return _beside(_validated(Config, values, str(path)), path.parent)
 
 
+def saved_config(values: dict[str, Any]) -> Config:
+    """Configuration as a model keeps it; options that this version does not have are left out.
+
+    Raises
+    ------
+    InputError
+        If an option that it has holds a bad value.
+    """
+    return _validated(Config, _known(Config, values), "configuration of the model")
+
+
+def _known(model: type[BaseModel], values: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, about in model.model_fields.items():
+        if name in values:
+            table, inner = values[name], about.annotation
+            if isinstance(inner, type) and issubclass(inner, BaseModel) and isinstance(table, dict):
+                table = _known(inner, table)
+            found[name] = table
+    return found
+
+
 def _beside(config: Config, folder: Path) -> Config:
-    """Make a relative path of weights relative to the configuration file that names it."""
+    """Make relative paths relative to the configuration file that names them."""
+
+    def place(name: str) -> str:
+        return str((folder / Path(name).expanduser()).absolute())
+
     weights = config.encoder.weights
-    if weights is None or weights.startswith("random:"):
-        return config
-    return config.with_values(
-        encoder={"weights": str((folder / Path(weights).expanduser()).absolute())}
-    )
+    if weights is not None and not weights.startswith("random:"):
+        config = config.with_values(encoder={"weights": place(weights)})
+    sources = tuple(s if s in ("gaps", "sections") else place(s) for s in config.student.sources)
+    return config.with_values(student={"sources": sources})
 
 
 def _validated(model: type[ModelT], values: dict[str, Any], where: str) -> ModelT:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Self
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
 import numpy as np
 from scipy.spatial import cKDTree
@@ -12,7 +12,7 @@ from sklearn.neighbors import KNeighborsRegressor
 from deepspace.data.targets import Target
 from deepspace.io.section import Section
 from deepspace.io.slide import Slide
-from deepspace.models.base import FloatArray, Prediction, learnable
+from deepspace.models.base import Arrays, FloatArray, Prediction, learnable
 from deepspace.models.probe import Extractor, Probe
 
 
@@ -36,6 +36,16 @@ class GeneMean:
     def predict(self, slide: Slide, coords: FloatArray) -> Prediction:
         """Predict at `coords`, shape (points, 2)."""
         return _constant_sd(np.tile(self.mean, (len(coords), 1)), self.sd)
+
+    def state(self) -> tuple[dict[str, Any], Arrays]:
+        """Fitted state: JSON values and arrays."""
+        return {}, {"mean": self.mean, "sd": self.sd}
+
+    def restore(self, target: Target, values: Mapping[str, Any], arrays: Arrays) -> Self:
+        """Take back what `state` gave."""
+        self.target = target
+        self.mean, self.sd = arrays["mean"], arrays["sd"]
+        return self
 
 
 class NearestSpot:

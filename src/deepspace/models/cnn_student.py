@@ -66,6 +66,11 @@ class CNNStudent(CNN):
         inside = trainer.inner_fold(sections).training(sections)
         teacher = CNN(search).fit(sections, target)
         found = self._rounds(teacher, search, sections, inside)
+        if not any(model.best_epoch for model in found):
+            log.info(
+                "noisy student: no epoch of any student was better than its start, so that the "
+                "pseudo-labels changed nothing"
+            )
         best = int(np.argmax([model.shares.mean() for model in found]))
         gain = found[best].shares - teacher.shares
         doubt = float(gain.std(ddof=1)) / np.sqrt(len(gain))

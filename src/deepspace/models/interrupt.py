@@ -33,7 +33,9 @@ class Signals:
 
     def __enter__(self) -> Signals:
         if threading.current_thread() is threading.main_thread():
-            self._before = {held: signal.signal(held, self._note) for held in _HELD}
+            # a signal that is ignored, as in a script's background job, stays so
+            wanted = [held for held in _HELD if signal.getsignal(held) != signal.SIG_IGN]
+            self._before = {held: signal.signal(held, self._note) for held in wanted}
         return self
 
     def __exit__(
@@ -46,6 +48,8 @@ class Signals:
         number = self.agreed or self.number
         if number and error is None:
             signal.raise_signal(number)
+            # whatever handles it: what was stopped must not be taken for finished
+            raise KeyboardInterrupt
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.number = number

@@ -18,9 +18,11 @@ from deepspace.models.cnn_training import check_cnn
 from deepspace.models.encoders import Encoder, Pretrained, device_of, load_encoder, load_network
 from deepspace.models.examples import LATTICE_POINTS
 from deepspace.models.features import FeatureExtractor
+from deepspace.models.kriging import ImageTerm, Kriging
 from deepspace.models.probe import Probe
 from deepspace.models.student import ProbeStudent
 from deepspace.models.unlabelled import Unlabelled
+from deepspace.registration.stack import Stack
 
 # field of view at which mean colour alone predicts best (docs/decisions/006-fields-of-view.md)
 COLOUR_UM = 220.0
@@ -30,7 +32,8 @@ COLOUR_UM = 220.0
 class Workbench:
     """What models are built with: configuration and a cache, extractors made once.
 
-    `pool` are tiles of slides without measurement, for students.
+    `pool` are tiles of slides without measurement, for students; `stack` is where the serial
+    sections lie, for models that use measured neighbours.
     """
 
     config: Config
@@ -38,6 +41,7 @@ class Workbench:
     extractors: dict[EncoderConfig, FeatureExtractor]
     pool: tuple[Unlabelled, ...] = ()
     networks: dict[EncoderConfig, Pretrained] = field(default_factory=dict)
+    stack: Stack | None = None
 
     @classmethod
     def of(cls, config: Config, cache: ArrayCache | None = None) -> Workbench:
@@ -121,9 +125,13 @@ def _check_cnn(bench: Workbench) -> None:
     check_cnn(bench.network(), bench.config)
 
 
+def _check_student(bench: Workbench) -> None:
+    check_groups(bench.config.student.augment)
+
+
 def _check_cnn_student(bench: Workbench) -> None:
     _check_cnn(bench)
-    check_groups(bench.config.student.augment)
+    _check_student(bench)
 
 
 def _tools(bench: Workbench) -> Tools:
@@ -151,6 +159,29 @@ def _probe(bench: Workbench) -> Probe:
     return Probe(bench.extractor(config.encoder), config.probe, config.seed)
 
 
+def _image_of_probe(bench: Workbench) -> ImageTerm:
+    extractor = bench.extractor(bench.config.encoder)
+    return ImageTerm(lambda: _probe(bench), extractor)
+
+
+# what kriging takes from the image: keys of `KrigingConfig.image`
+IMAGE_TERMS: dict[str, Callable[[Workbench], ImageTerm]] = {
+    "probe": _image_of_probe,
+    "cnn": lambda bench: ImageTerm(lambda: _cnn(bench)),
+    "none": lambda bench: ImageTerm(GeneMean, constant=True),
+}
+
+
+def _kriging(bench: Workbench) -> Kriging:
+    config = bench.config
+    image = IMAGE_TERMS[config.kriging.image](bench)
+    return Kriging(image, bench.stack, config.kriging, config.seed)
+
+
+def _without_image(bench: Workbench) -> Kriging:
+    return _kriging(replace(bench, config=bench.config.with_values(kriging={"image": "none"})))
+
+
 def _shuffled(bench: Workbench) -> Probe:
     config = bench.config
     return ShuffledProbe(bench.extractor(config.encoder), config.probe, config.seed)
@@ -165,16 +196,26 @@ MODELS: dict[str, Callable[[Workbench], SavablePredictor]] = {
     "cnn": _cnn,
     "probe-student": _probe_student,
     "cnn-student": _cnn_student,
+    "kriging": _kriging,
 }
 
 # faults of a model's configuration that can be told before any data are read
 CHECKS: dict[str, Callable[[Workbench], None]] = {
     "cnn": _check_cnn,
+    "probe-student": _check_student,
     "cnn-student": _check_cnn_student,
 }
 
 # who a student learns from, and is compared with
 TEACHERS = {"probe-student": "probe", "cnn-student": "cnn"}
+
+# models that use what was measured around a point
+STACKED = ("kriging",)
+
+# what stands beside a model because it is a part of it
+PARTS: dict[str, dict[str, Callable[[Workbench], Predictor]]] = {
+    "kriging": {"kriging without image": _without_image},
+}
 
 # pseudo-labels that teach nothing; a student that gains from these gains from something else
 CONTROLS = ("permuted", "random")

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import ValidationError, model_validator
 from safetensors.numpy import load, save
 
-from deepspace.core.config import Config, EncoderConfig, StrictModel
+from deepspace.core.config import Config, EncoderConfig, StrictModel, saved_config
 from deepspace.core.errors import InputError
 from deepspace.data.cache import ArrayCache
 from deepspace.data.targets import TARGETS
@@ -21,6 +23,7 @@ from deepspace.models.registry import MODELS, Workbench
 SCHEMA_VERSION = 1
 # arrays of the target have a prefix, those of the model none
 TARGET = "target."
+NAMES = "names"
 
 
 class EncoderCard(StrictModel):
@@ -89,13 +92,14 @@ class ModelCard(StrictModel):
     @property
     def config(self) -> Config:
         """Configuration that the model was trained with."""
-        return Config.model_validate(self.provenance["config"])
+        return saved_config(self.provenance["config"])
 
 
 def write_model(folder: Path, predictor: SavablePredictor, card: ModelCard) -> None:
     """Write ``model.json`` and ``weights.safetensors`` into a folder that the caller renames."""
     _, own = predictor.state()
     _, target = predictor.target.state()
+    target = target | {NAMES: _digest(predictor.target.names)}
     arrays = own | {TARGET + name: array for name, array in target.items()}
     weights = save({name: np.ascontiguousarray(value) for name, value in arrays.items()})
     card = card.model_copy(update={"weights_sha256": hashlib.sha256(weights).hexdigest()})
@@ -126,7 +130,7 @@ def read_card(folder: Path) -> ModelCard:
                 f"{SCHEMA_VERSION}; train the model again or install the version that made it"
             )
         card = ModelCard.model_validate(values)
-        Config.model_validate(card.provenance["config"])
+        saved_config(card.provenance["config"])
     except (
         json.JSONDecodeError,
         UnicodeDecodeError,
@@ -183,8 +187,23 @@ def load_model(
     own = {name: array for name, array in arrays.items() if not name.startswith(TARGET)}
     rest = {name.removeprefix(TARGET): arrays[name] for name in set(arrays) - set(own)}
     names = [column.name for column in card.columns]
-    target = TARGETS[card.kind].restore(names, card.target, rest)
-    return MODELS[card.model](bench).restore(target, card.state, own), card
+    known = rest.pop(NAMES, None)
+    if known is not None and not np.array_equal(known, _digest(names)):
+        raise InputError(
+            f"{folder}: model.json names other {card.kind} than weights.safetensors was written "
+            "with; train the model again"
+        )
+    try:
+        target = TARGETS[card.kind].restore(names, card.target, rest)
+        return MODELS[card.model](bench).restore(target, card.state, own), card
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise InputError(f"{folder}: damaged ({what}); train the model again") from error
+
+
+def _digest(names: Sequence[str]) -> NDArray[np.uint8]:
+    """Tells the columns of the weights, whatever happens to `model.json`."""
+    return np.frombuffer(hashlib.sha256("\n".join(names).encode()).digest(), np.uint8)
 
 
 def _found(weights: str | None) -> bool:

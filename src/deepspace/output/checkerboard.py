@@ -33,7 +33,9 @@ def checkerboard(first: Image, second: Image, squares: int = 10) -> Image:
     return np.where(((rows + columns) % 2 == 0)[..., None], first, second)
 
 
-def registered_pair(moving: Slide, fixed: Slide, registration: Registration) -> Figure:
+def registered_pair(
+    moving: Slide, fixed: Slide, registration: Registration, *, title: str = ""
+) -> Figure:
     """Draw a pair before registration, with the affine map and with the deformation.
 
     Parameters
@@ -42,6 +44,8 @@ def registered_pair(moving: Slide, fixed: Slide, registration: Registration) -> 
         The slides.
     registration
         From `deepspace.registration.register.register`.
+    title
+        What the pair is called; the names of the files if empty.
 
     Returns
     -------
@@ -72,6 +76,7 @@ def registered_pair(moving: Slide, fixed: Slide, registration: Registration) -> 
         axes.set_title(label, fontsize=8)
         axes.spines[:].set(linewidth=0.5, color="0.6")
         add_scale_bar(axes, box, 1.0)
-    heading = f"{moving.path.stem} on {fixed.path.stem}: {registration.reason()}"
+    pair = title or f"{moving.path.stem} on {fixed.path.stem}"
+    heading = f"{pair}: {registration.reason()}"
     figure.text(_GAP_IN / width, 1 - 0.08 / height, heading, fontsize=8, va="top")
     return figure

@@ -22,6 +22,7 @@ from deepspace.models import distributed
 from deepspace.models.encoders import device_of
 from deepspace.models.registry import Workbench
 from deepspace.workflows.semi import with_pool
+from deepspace.workflows.stacking import with_stack
 
 # enough pixels a patch to tell glass from tissue
 WHITE_PX = 64
@@ -81,6 +82,7 @@ def prepare_cohort(
         bench.check(models)
     kept, report = measured_after_qc(sections, fitting[0])
     fitting = [with_pool(bench, sections, models) for bench in fitting]
+    fitting = [with_stack(bench, sections, models) for bench in fitting]
     return Prepared(kept, fitting, report)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pandas as pd
-from anndata import AnnData
+from anndata import AnnData, read_h5ad
 
 from deepspace.core import keys
 from deepspace.core.config import Config
@@ -13,19 +13,17 @@ from deepspace.core.files import atomic_folder, check_output
 from deepspace.core.metrics import pearson
 from deepspace.core.progress import log
 from deepspace.output.plot import law_scores, save
-from deepspace.output.text import format_law, format_summary
+from deepspace.output.text import format_completion, format_law
 from deepspace.output.write import write_table
 from deepspace.simulate import Block, BlockConfig, simulate_block
-from deepspace.workflows.figures import write_evaluation
+from deepspace.workflows.complete import complete
 from deepspace.workflows.inspect import inspect
-from deepspace.workflows.predict import predict
-from deepspace.workflows.train import train
 
 GENES = "expressed:300"
 
 
 def demo(out: Path | str, *, seed: int = 0, overwrite: bool = False) -> str:
-    """Simulate a block of serial sections, train, evaluate, predict, draw.
+    """Simulate a block of serial sections, complete it, compare with the truth.
 
     Parameters
     ----------
@@ -49,32 +47,20 @@ def demo(out: Path | str, *, seed: int = 0, overwrite: bool = False) -> str:
 
 
 def _run(folder: Path, seed: int) -> str:
-    log.info("1/4 simulating a block of serial sections")
+    log.info("1/3 simulating a block of serial sections")
     block = simulate_block(BlockConfig.preset("demo", seed=seed))
     sheet = block.write(folder / "block")
     inspect(sheet, folder / "inspect")
-    log.info("2/4 training and evaluating on the measured sections")
+    log.info("2/3 completing it: failed spots, between the spots, the unmeasured section, volume")
     config = Config(seed=seed).with_values(target={"genes": GENES})
-    trained = train(sheet, folder / "model", config=config)
-    with atomic_folder(folder / "evaluation") as scores:
-        write_evaluation(trained.evaluation, scores)
+    found = complete(sheet, folder / "completed", config=config)
     unmeasured = block.config.unmeasured[0]
-    log.info("3/4 predicting section %s, which was never measured", unmeasured)
-    at_spots = predict(
-        folder / "model", sheet, section=unmeasured, out=folder / f"{unmeasured}-spots.h5ad"
-    )
-    predict(
-        folder / "model",
-        sheet,
-        section=unmeasured,
-        at="between",
-        out=folder / f"{unmeasured}-between.h5ad",
-    )
-    log.info("4/4 comparing with the truth")
+    log.info("3/3 comparing section %s, which was never measured, with the truth", unmeasured)
+    at_spots = read_h5ad(folder / "completed" / "sections" / f"{unmeasured}-spots.h5ad")
     truth = score_against_truth(at_spots, block, unmeasured)
     write_table(truth, folder / "truth")
     save(law_scores(truth), folder / "truth.png")
-    return f"{format_summary(trained.evaluation.summary)}\n\n{format_law(truth, unmeasured)}"
+    return f"{format_completion(found)}\n\n{format_law(truth, unmeasured)}"
 
 
 def score_against_truth(prediction: AnnData, block: Block, section: str) -> pd.DataFrame:
@@ -104,10 +90,15 @@ def _contents() -> str:
     return "\n".join(
         [
             "  inspect/            what was simulated: H&E, spots, counts",
-            "  evaluation/         scores.png, genes.png, maps of held-out sections, tables",
-            "  *-spots-maps.png    the unmeasured section, predicted at its spots",
-            "  *-between-maps.png  the same between the spots: three times the density",
+            "  completed/          what `deepspace complete` makes of it:",
+            "    failed.csv        spots that failed, with the reason",
+            "    registration/     serial sections laid over each other, as checkerboards",
+            "    evaluation/       scores of whole sections held out: tables, maps",
+            "    evaluation-within/  the same for regions blanked inside a section",
+            "    sections/         every section at its spots and between them, with pictures",
+            "    volume*           the block in three dimensions: OME-Zarr, a row of planes",
+            "    model/            the saved model",
             "  truth.png           predictions against the simulated truth",
-            "  block/, model/      Space Ranger folders with a cohort sheet; the saved model",
+            "  block/              Space Ranger folders with a cohort sheet",
         ]
     )

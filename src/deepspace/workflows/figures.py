@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from anndata import AnnData
 from deepspace.core import keys
 from deepspace.core.classification import label_order, most_probable
 from deepspace.data.clusters import NONE
+from deepspace.data.transforms import log1p_cp10k
 from deepspace.io.section import Section
 from deepspace.models.registry import BASELINES, CLUSTER_BASELINES
 from deepspace.models.store import ModelCard
@@ -155,33 +157,68 @@ def draw_prediction(
     DRAWERS[kind](prediction, section, points, path)
 
 
+def draw_completed(
+    prediction: AnnData, section: Section, path: Path, *, side_um: float = 0.0
+) -> None:
+    """Picture of a completed section: measured, predicted and both, with the sd.
+
+    `section` has the counts of the spots that did not fail. Clusters, and sections without
+    counts, are drawn as predicted.
+    """
+    size = side_um or spot_size_um(section)
+    points = Points(prediction.obsm[keys.SPATIAL], size, square=side_um > 0)
+    counts = section.counts
+    clusters = keys.CLUSTER in prediction.obs
+    if counts is None or clusters:
+        drawer = DRAWERS["clusters" if clusters else "expression"]
+        drawer(prediction, section, points, path)
+        return
+    genes, columns = _best(prediction, [g for g in prediction.var_names if g in counts.var_names])
+    depth = np.asarray(counts.X.sum(axis=1), dtype=np.float64).ravel()
+    own = np.asarray(counts[:, genes].X.todense(), dtype=np.float64)
+    maps = [
+        replace(_gene_map(prediction, gene, j), measured=values)
+        for gene, j, values in zip(genes, columns, log1p_cp10k(own, depth).T, strict=True)
+    ]
+    square = section.platform == "visium_hd"
+    spots = Points(section.coords, spot_size_um(section), square=square)
+    title = f"Section {section.section}, completed"
+    backdrop = Backdrop.of(section.slide)
+    save(expression_maps(backdrop, maps, points, spots, title=title), path)
+
+
+def _best(prediction: AnnData, names: list[str], *, genes: int = 3) -> tuple[list[str], list[int]]:
+    """The genes with the best held-out scores, and their columns."""
+    score = prediction.var.loc[names, keys.SCORE].fillna(-1.0)
+    best = list(score.sort_values(ascending=False, kind="stable").index[:genes])
+    return best, list(prediction.var_names.get_indexer(best))
+
+
+def _gene_map(prediction: AnnData, gene: str, column: int) -> GeneMap:
+    score = float(prediction.var[keys.SCORE].iloc[column])
+    return GeneMap(
+        gene,
+        predicted=prediction.X[:, column],
+        sd=prediction.layers[keys.SD_LATENT][:, column],
+        score=None if np.isnan(score) else score,
+    )
+
+
 def _draw_clusters(prediction: AnnData, section: Section, points: Points, path: Path) -> None:
     """Most probable clusters over the H&E."""
     labels = prediction.obs[keys.CLUSTER].to_numpy().astype(np.str_)
     certainty = prediction.obs[keys.CLUSTER_PROBABILITY].to_numpy(dtype=np.float64)
-    title = f"Section {section.section}, predicted from the image alone"
+    title = f"Section {section.section}, predicted"
     maps = [ClusterMap("predicted clusters", points, labels, certainty)]
     backdrop = Backdrop.of(section.slide)
     save(cluster_maps(backdrop, maps, list(prediction.var_names), title=title), path)
 
 
-def _draw_genes(
-    prediction: AnnData, section: Section, points: Points, path: Path, *, genes: int = 3
-) -> None:
+def _draw_genes(prediction: AnnData, section: Section, points: Points, path: Path) -> None:
     """Maps of the best genes of a prediction with their uncertainty."""
-    score = prediction.var[keys.SCORE].fillna(-1.0)
-    best = list(score.sort_values(ascending=False, kind="stable").index[:genes])
-    columns = prediction.var_names.get_indexer(best)
-    maps = [
-        GeneMap(
-            gene,
-            predicted=prediction.X[:, j],
-            sd=prediction.layers[keys.SD_LATENT][:, j],
-            score=None if np.isnan(prediction.var[keys.SCORE].iloc[j]) else float(score.iloc[j]),
-        )
-        for gene, j in zip(best, columns, strict=True)
-    ]
-    title = f"Section {section.section}, predicted from the image alone"
+    genes, columns = _best(prediction, list(prediction.var_names))
+    maps = [_gene_map(prediction, g, j) for g, j in zip(genes, columns, strict=True)]
+    title = f"Section {section.section}, predicted"
     save(expression_maps(Backdrop.of(section.slide), maps, points, title=title), path)
 
 

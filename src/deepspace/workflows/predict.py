@@ -26,6 +26,7 @@ from deepspace.io.section import Section
 from deepspace.io.sheet import read_sheet
 from deepspace.io.slide import Slide
 from deepspace.models.base import SavablePredictor
+from deepspace.models.kriging import Kriging
 from deepspace.models.store import ModelCard, load_model
 from deepspace.output.plot import spot_size_um
 from deepspace.output.write import ZARR, check_suffix, prediction_anndata, write_prediction
@@ -142,11 +143,13 @@ def predict(
     out: Path | str | None = None,
     at: str = "spots",
     weights: Path | None = None,
+    image_only: bool = False,
     overwrite: bool = False,
 ) -> AnnData:
     """Predict one section with a trained model.
 
-    The section's own counts are never looked at: they are dropped as soon as they are read.
+    The section's own counts are never looked at: they are dropped as soon as they are read. A
+    model that uses measured neighbours (`kriging`) knows those of its training sections.
 
     Parameters
     ----------
@@ -162,6 +165,8 @@ def predict(
         ``spots``, ``between`` (super-resolution) or ``grid:UM``.
     weights : Path, optional
         Encoder weights, when they are not where they were at training.
+    image_only : bool
+        Leave measured neighbours out: what the image alone tells.
     overwrite : bool
         Replace `out` if it exists.
 
@@ -180,31 +185,48 @@ def predict(
         predictor, card = model.predictor, model.card
     else:
         predictor, card = load_model(Path(model), cache=default_cache(), weights=weights)
+    if image_only and isinstance(predictor, Kriging):
+        log.info("note: held-out scores are of the whole model, not of the image alone")
+        predictor = predictor.image
     points = points_at(chosen, at)
+    _note_names(chosen, card)
     chosen = chosen.without_counts()
-    trained_on = any(t.slide_sha256 == chosen.slide.content_hash() for t in card.training)
-    if trained_on:
-        log.info("note: the model was trained on this section; scores are of held-out sections")
-    size = len(card.columns), card.kind, len(points.coords)
-    log.info("predicting %d columns of %s at %d points of %s", *size, chosen.section)
-    values = predict_at(predictor, chosen.slide, points.coords)
     root = Path.cwd() if isinstance(sheet, Section) else cohort_root(sheet)
-    result = _to_anndata(
-        chosen,
-        points,
-        values,
-        card,
-        _record(model, chosen, card, at, root, in_training=trained_on),
-    )
+    record = prediction_record(model, chosen, card, at, root) | {"image_only": image_only}
+    if record["in_training"]:
+        log.info("note: the model was trained on this section; scores are of held-out sections")
+    result = predict_points(predictor, card, chosen, points, record)
     if out is not None:
         write_prediction(result, out, overwrite=overwrite)
         draw_prediction(result, chosen, picture_of(out), kind=card.kind, side_um=grid_stride(at))
     return result
 
 
-def _to_anndata(
-    section: Section, points: Points, values: Values, card: ModelCard, record: dict[str, Any]
+def _note_names(section: Section, card: ModelCard) -> None:
+    """Say so where a section was measured with other genes, as those of another species."""
+    if section.counts is None or card.kind != "expression":
+        return
+    shared = sum(column.name in section.counts.var_names for column in card.columns)
+    if not shared:
+        log.info(
+            "note: none of the model's %d genes is among those measured on %s: is it of the same "
+            "species, are genes named alike?",
+            len(card.columns),
+            section.section,
+        )
+
+
+def predict_points(
+    predictor: SavablePredictor,
+    card: ModelCard,
+    section: Section,
+    points: Points,
+    record: dict[str, Any],
 ) -> AnnData:
+    """Predict points of a section, as AnnData with `record` as its provenance."""
+    size = len(card.columns), card.kind, len(points.coords)
+    log.info("predicting %d columns of %s at %d points of %s", *size, section.section)
+    values = predict_at(predictor, section.slide, points.coords)
     columns = pd.DataFrame(
         {
             keys.PREDICTABLE: [column.predictable for column in card.columns],
@@ -273,14 +295,8 @@ def _one_section(sheet: Path | str | Section, section: str | None, out: Path | N
     return found
 
 
-def _record(
-    model: Path | str | Trained,
-    section: Section,
-    card: ModelCard,
-    at: str,
-    root: Path,
-    *,
-    in_training: bool,
+def prediction_record(
+    model: Path | str | Trained, section: Section, card: ModelCard, at: str, root: Path
 ) -> dict[str, Any]:
     """Provenance of a prediction; the section's counts are no input of it."""
     roles: tuple[str, ...] = ("image", "spots", "scalefactors", "metadata")
@@ -298,7 +314,7 @@ def _record(
         "at": at,
         "mpp": section.slide.mpp,
         "mpp_source": section.slide.mpp_source,
-        "in_training": in_training,
+        "in_training": any(t.slide_sha256 == section.slide.content_hash() for t in card.training),
         "score_split": card.scores["split"],
         "section": section.section,
         "model": card.model,

@@ -26,6 +26,7 @@ from deepspace.models.registry import (
     BASELINES,
     CLUSTER_BASELINES,
     MODELS,
+    PARTS,
     TEACHERS,
     Workbench,
 )
@@ -151,7 +152,9 @@ def evaluate_sections(
     inner = [bench.bridging(INNER[how]) for bench in benches]
     named, pairs = _named(inner, models, compare=compare)
     builders: dict[str, Builder] = {k: partial(MODELS[m], b) for k, (m, b) in named.items()}
-    builders |= {name: partial(row, inner[0]) for name, row in scoring.baselines.items()}
+    parts = {name: row for model in models for name, row in PARTS.get(model, {}).items()}
+    baselines = {**scoring.baselines, **(parts if compare else {})}
+    builders |= {name: partial(row, inner[0]) for name, row in baselines.items()}
     gap_um = _gap_um(benches) if how == "block" else 0.0
     folds = make_folds(sections, how, SplitOptions(config.split.folds, gap_um, config.seed))
     # what is wrong with the target is told before hours of encoding

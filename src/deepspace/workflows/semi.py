@@ -48,6 +48,12 @@ def with_pool(bench: Workbench, sections: Sequence[Section], models: Sequence[st
         count = len(slides) - len(extra)
         log.info("noisy student: %d slides of measured sections left out of the pool", count)
     slides = extra
+    if not slides and GAPS not in student.sources:
+        raise InputError(
+            f"[student] sources = {', '.join(student.sources)}: no tile to learn from: the sheet "
+            "has no unmeasured section, or the folders hold slides of measured sections alone; "
+            "add gaps, or other slides"
+        )
     if not slides:
         return bench
     steps = [pitch_um(s) / 2 for s in sections if s.measured]
@@ -81,7 +87,10 @@ def _slides_of_folders(student: StudentConfig) -> list[Slide]:
         if not folder.is_dir():
             problems.add(f"{source}: no such folder; give gaps, sections, or a folder of slides")
             continue
-        for path in sorted(p for p in folder.iterdir() if p.is_file() and p.name[0] != "."):
+        files = sorted(p for p in folder.iterdir() if p.is_file() and p.name[0] != ".")
+        if not files:
+            problems.add(f"{source}: holds no file; give a folder of slides")
+        for path in files:
             try:
                 slide = open_slide(path)
                 slide.require_mpp()

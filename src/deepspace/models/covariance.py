@@ -1,0 +1,201 @@
+"""Covariance between spots: over place and depth, and by what the image shows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import cho_factor, cho_solve
+from scipy.optimize import minimize
+from scipy.spatial.distance import pdist, squareform
+
+FloatArray = NDArray[np.float64]
+
+# where the search starts, for components of unit variance: noise that counting does not explain,
+# noise of counting, weight of the image, then weight, range in plane and range in depth (um) of
+# the short and of the long term
+NAMES = (
+    *("steady", "counting", "image"),
+    *("short weight", "short plane um", "short depth um"),
+    *("long weight", "long plane um", "long depth um"),
+)
+START = np.log([0.3, 0.3, 0.1, 0.1, 150.0, 40.0, 0.1, 800.0, 100.0])
+# standard deviation of the normal prior of each logarithm
+SPREAD = np.array([2.0, 2.0, 2.0, 2.0, 1.0, 1.0, 2.0, 1.0, 1.0])
+TERMS = (3, 6)
+# variance of the unknown level of a section: so wide that levels are not compared
+LEVEL = 1.0
+# keeps matrices invertible
+FLOOR = 1e-4
+
+
+def _matern(distance: FloatArray, scale: float) -> tuple[FloatArray, FloatArray]:
+    """Matern correlation of smoothness 3/2, and its derivative by the log of the scale."""
+    q = distance * (np.sqrt(3.0) / scale)
+    fade = np.exp(-q)
+    return (1.0 + q) * fade, q * q * fade
+
+
+def _exponential(distance: FloatArray, scale: float) -> tuple[FloatArray, FloatArray]:
+    q = distance / scale
+    fade = np.exp(-q)
+    return fade, q * fade
+
+
+@dataclass(frozen=True)
+class Covariance:
+    """What the likelihood found for a group of components, each of unit variance.
+
+    The covariance of two spots is ``image * <features, features>`` plus, for the short and the
+    long term, ``weight * matern(distance in plane) * exp(-distance in depth)``; the noise of a
+    spot is ``steady + counting * median depth / its depth``.
+
+    Attributes
+    ----------
+    log : ndarray, shape (9,)
+        Logarithms, in the order of `NAMES`.
+    """
+
+    log: FloatArray
+
+    @property
+    def image(self) -> float:
+        """Prior variance of each weight of the (scaled) features."""
+        return float(np.exp(self.log[2]))
+
+    @property
+    def sill(self) -> float:
+        """Variance of the spatial terms."""
+        return float(np.exp(self.log[list(TERMS)]).sum())
+
+    @property
+    def ranges_um(self) -> FloatArray:
+        """In plane and in depth, of the term that weighs most."""
+        most = max(TERMS, key=lambda at: float(self.log[at]))
+        ranges: FloatArray = np.exp(self.log[most + 1 : most + 3])
+        return ranges
+
+    def noise(self, thinness: FloatArray) -> FloatArray:
+        """Noise variance of spots; `thinness` is the median depth over their own."""
+        steady, counting = np.exp(self.log[:2])
+        variance: FloatArray = steady + counting * thinness + FLOOR
+        return variance
+
+    def spatial(self, plane: FloatArray, depth: FloatArray) -> FloatArray:
+        """Covariance of the spatial terms at these distances, um."""
+        total = np.zeros(np.broadcast(plane, depth).shape)
+        for at in TERMS:
+            weight, across, down = np.exp(self.log[at : at + 3])
+            total += weight * _matern(plane, across)[0] * _exponential(depth, down)[0]
+        return total
+
+    def describe(self) -> dict[str, float]:
+        """Values by name, for people."""
+        return {k: float(f"{v:.3g}") for k, v in zip(NAMES, np.exp(self.log), strict=True)}
+
+
+@dataclass(frozen=True)
+class Patch:
+    """Spots that one part of the likelihood looks at; distances as `pdist` gives them.
+
+    Attributes
+    ----------
+    plane, depth : ndarray, shape (pairs,)
+        Distances in um; all spots of a patch are of one block.
+    same : ndarray, shape (pairs,)
+        1 where two spots share the level of a section.
+    gram : ndarray, shape (pairs,)
+        Inner products of features, and `norms` (spots,) their squared norms.
+    thinness : ndarray, shape (spots,)
+        Median depth over the depth of each.
+    values : ndarray, shape (spots, components)
+        Components, of unit variance.
+    """
+
+    plane: FloatArray
+    depth: FloatArray
+    same: FloatArray
+    gram: FloatArray
+    norms: FloatArray
+    thinness: FloatArray
+    values: FloatArray
+
+    @classmethod
+    def of(
+        cls,
+        xyz: FloatArray,
+        home: NDArray[np.int64],
+        features: FloatArray,
+        thinness: FloatArray,
+        values: FloatArray,
+    ) -> Patch:
+        """Patch of spots at `xyz` (spots, 3), of sections `home` (spots,)."""
+        gram = features @ features.T
+        upper = np.triu_indices(len(xyz), 1)
+        return cls(
+            plane=pdist(xyz[:, :2]),
+            depth=pdist(xyz[:, 2:], "cityblock"),
+            same=(pdist(home[:, None], "cityblock") == 0).astype(np.float64),
+            gram=gram[upper],
+            norms=np.diag(gram).copy(),
+            thinness=thinness,
+            values=values,
+        )
+
+    def only(self, columns: slice, scale: FloatArray) -> Patch:
+        """The same spots with some of the components, divided by `scale`."""
+        return replace(self, values=self.values[:, columns] / scale)
+
+
+def misfit(log: FloatArray, patch: Patch) -> tuple[float, FloatArray]:
+    """Negative log marginal likelihood, and its gradient by `Covariance.log`."""
+    covariance = Covariance(log)
+    slopes = [covariance.image * patch.gram]
+    off = LEVEL * patch.same + slopes[0]
+    for at in TERMS:
+        weight, across, down = np.exp(log[at : at + 3])
+        near, near_slope = _matern(patch.plane, across)
+        deep, deep_slope = _exponential(patch.depth, down)
+        deep *= weight
+        slopes += [near * deep, near_slope * deep, weight * near * deep_slope]
+        off += slopes[-3]
+    own = LEVEL + covariance.sill + covariance.image * patch.norms
+    total = squareform(off, checks=False)
+    total[np.diag_indices_from(total)] = own + covariance.noise(patch.thinness)
+    factor = cho_factor(total, lower=True, overwrite_a=True, check_finite=False)
+    n, k = patch.values.shape
+    solved = cho_solve(factor, patch.values, check_finite=False)
+    value = 0.5 * float((patch.values * solved).sum())
+    value += k * float(np.log(np.diag(factor[0])).sum())
+    pull = 0.5 * (k * cho_solve(factor, np.eye(n), check_finite=False) - solved @ solved.T)
+    diagonal, pairs = np.diag(pull), 2.0 * squareform(pull, checks=False)
+    gradient = np.array([0.0, 0.0, *(float(pairs @ slope) for slope in slopes)])
+    steady, counting = np.exp(log[:2])
+    gradient[0] = steady * diagonal.sum()
+    gradient[1] = counting * float(diagonal @ patch.thinness)
+    gradient[2] += covariance.image * float(diagonal @ patch.norms)
+    gradient[list(TERMS)] += np.exp(log[list(TERMS)]) * diagonal.sum()
+    return value, gradient
+
+
+def fit_covariance(patches: Sequence[Patch], *, steps: int = 30) -> Covariance:
+    """Most likely covariance of a group of components: composite likelihood over patches.
+
+    Log-normal priors, weak beside some hundred spots, keep ranges near where they start where
+    the data say nothing of them. A weight that explains nothing goes to 0.
+    """
+
+    def objective(log: FloatArray) -> tuple[float, FloatArray]:
+        pulled = (log - START) / SPREAD
+        value, gradient = 0.5 * float(pulled @ pulled), pulled / SPREAD
+        for patch in patches:
+            more, slope = misfit(log, patch)
+            value, gradient = value + more, gradient + slope
+        return value, gradient
+
+    bounds = list(zip(START - 3.5 * SPREAD, START + 3.5 * SPREAD, strict=True))
+    options = {"maxiter": steps, "ftol": 1e-6}
+    found = minimize(objective, START, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
+    return Covariance(np.asarray(found.x, dtype=np.float64))
