@@ -28,6 +28,8 @@ def held_out(folder: Path, seed: int, folds: int) -> HeldOut:
     )
     means = np.array([measured[fold != k].mean(axis=0) for k in range(folds)])
     slot.predicted["gene mean"] = means[fold]
+    slot.sd["model"] = np.tile(np.array([0.3, 0.1], np.float32), (64, 1))
+    slot.sd["gene mean"] = np.full((64, 2), 1.0, np.float32)
     return slot
 
 
@@ -46,6 +48,13 @@ def test_the_gene_mean_says_nothing_however_it_is_pooled(
     assert (flat["spearman"] == 0.0).all()
     good = scores[(scores["model"] == "model") & (scores["gene"] == "G0")]
     assert good["pearson"].item() > 0.8
+
+
+def test_coverage_is_the_share_inside_the_intervals(folder: Path) -> None:
+    scores = score_table({"A": held_out(folder, 0, 4)}, "section").set_index(["model", "gene"])
+    right, overconfident = (scores.loc[("model", g), "coverage_90"] for g in ("G0", "G1"))
+    assert right == pytest.approx(0.9, abs=0.1)
+    assert overconfident < 0.4
 
 
 def test_genes_without_a_whole_prediction_are_left_out(folder: Path) -> None:

@@ -13,6 +13,8 @@ from scipy.stats import rankdata
 
 Array = NDArray[np.floating]
 
+# half the width of a 90 % interval of the normal distribution, in standard deviations
+NORMAL_90 = 1.6448536269514722
 # spread below which a column counts as constant, relative to its magnitude
 _CONSTANT = 1e-9
 
@@ -55,8 +57,8 @@ def correlation_shares(measured: Array, predicted: Array) -> NDArray[np.float64]
     Examples
     --------
     >>> y = np.array([[0.0], [1.0], [2.0]])
-    >>> correlation_shares(y, -y)
-    array([-1.5, -0. , -1.5])
+    >>> correlation_shares(y, 3 * y)
+    array([1.5, 0. , 1.5])
     """
     a, norm_a = _centred(measured)
     b, norm_b = _centred(predicted)
@@ -91,6 +93,19 @@ def r2(measured: Array, predicted: Array) -> Array:
     _, norm = _centred(measured)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(norm == 0, np.nan, 1.0 - residual / norm**2)
+
+
+def coverage(measured: Array, predicted: Array, sd: Array) -> Array:
+    """Share of measurements inside the 90 % interval ``predicted +- 1.645 sd``, per gene.
+
+    Examples
+    --------
+    >>> coverage(np.array([[0.0], [2.0]]), np.zeros((2, 1)), np.ones((2, 1)))
+    array([0.5])
+    """
+    inside = np.abs(np.asarray(measured, dtype=np.float64) - predicted) <= NORMAL_90 * sd
+    share: Array = inside.mean(axis=0)
+    return share
 
 
 METRICS: dict[str, Callable[[Array, Array], Array]] = {

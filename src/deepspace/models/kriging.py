@@ -46,7 +46,7 @@ FIRST_REACH, FULL_REACH = 0.01, 0.05
 BLOCKS = 4
 # sections or blocks that are left out for the calibration
 CALIBRATION_FOLDS = 6
-# no interval is narrower than this share of the noise of measurement
+# least share of the variance of a measurement that is left for what is measured itself
 LEAST_LATENT = 0.05
 ARRAYS = ("offset", "between", "basis", "leftover", "noise", "x_mean", "projection")
 

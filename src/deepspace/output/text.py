@@ -46,7 +46,7 @@ def _expression_table(summary: Mapping[str, Any]) -> list[str]:
     width = max(len(name) for name in [*models, *summary["not_applicable"], "noise ceiling"])
     sections = list(next(iter(models.values()))["sections"])
     shown = sections if len(sections) <= 8 else []
-    head = f"{'':{width}}  {'mean r':>7}  {'best 50':>7}  {'R2':>7}"
+    head = f"{'':{width}}  {'mean r':>7}  {'best 50':>7}  {'R2':>7}  {'in 90 %':>7}"
     lines = [
         f"Held-out Pearson correlation over genes, split by {summary['split']} "
         f"({summary['folds']} folds, genes {summary['genes']})",
@@ -54,6 +54,7 @@ def _expression_table(summary: Mapping[str, Any]) -> list[str]:
     ]
     for name, scores in models.items():
         cells = [scores["mean_pearson"], scores["best50_pearson"], scores["mean_r2"]]
+        cells.append(scores.get("coverage_90"))
         cells += [scores["sections"].get(section) for section in shown]
         lines.append(f"{name:{width}}" + "".join(f"  {_cell(value):>7}" for value in cells))
     ceiling = summary["ceiling"]

@@ -33,6 +33,7 @@ from deepspace.output.plot import (
     spot_size_um,
 )
 from deepspace.output.scores import split_text
+from deepspace.output.uncertainty import error_and_sd
 from deepspace.output.write import write_json, write_table
 from deepspace.workflows.cluster_scoring import POOLED, HeldOutClusters, recall_table
 from deepspace.workflows.scoring import CEILING, Evaluation, HeldOut, gene_means
@@ -67,6 +68,11 @@ def _write_expression(found: Evaluation, folder: Path) -> None:
     others = [*found.summary.get("controls", []), *BASELINES]
     save(score_summary(found.scores, others), folder / "scores.png")
     save(gene_scores(found.scores, model, others), folder / "genes.png")
+    slots = {name: slot for name, slot in found.held_out.items() if model in slot.predicted}
+    error = {name: slot.measured - slot.predicted[model] for name, slot in slots.items()}
+    sd = {name: slot.sd[model] for name, slot in slots.items()}
+    heading = model + split_text(found.scores)
+    save(error_and_sd(error, sd, title=heading), folder / "uncertainty.png")
     means = gene_means(found.scores, model)
     unit = UNITS[found.summary["transform"]]
     for name, slot in found.held_out.items():

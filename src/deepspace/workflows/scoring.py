@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from deepspace.core.config import Config, TargetConfig
 from deepspace.core.errors import InputError
-from deepspace.core.metrics import METRICS, mean_of_best
+from deepspace.core.metrics import METRICS, coverage, mean_of_best
 from deepspace.core.progress import log
 from deepspace.data.ceiling import reliability
 from deepspace.data.clusters import ClusterTarget, prepare_clusters
@@ -55,6 +55,7 @@ Baselines = Mapping[str, Callable[[Workbench], Predictor]]
 
 BEST = 50
 CEILING = "ceiling"
+COVERAGE = "coverage_90"
 RELATIVE = ("pearson", "spearman")
 
 
@@ -62,8 +63,8 @@ RELATIVE = ("pearson", "spearman")
 class HeldOut:
     """Values of one section, put together from the folds that held its spots out.
 
-    `measured` and each entry of `predicted` have shape (spots, genes), NaN where a fold did
-    not choose the gene; `ceiling` has shape (genes,) and `fold` (spots,).
+    `measured` and each entry of `predicted` and `sd` (of a measurement) have shape (spots, genes),
+    NaN where a fold did not choose the gene; `ceiling` has shape (genes,) and `fold` (spots,).
     """
 
     section: Section
@@ -72,6 +73,7 @@ class HeldOut:
     ceiling: FloatArray
     fold: NDArray[np.int64]
     predicted: dict[str, FloatArray] = field(default_factory=dict)
+    sd: dict[str, NDArray[np.float32]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,8 @@ class Evaluation:
     ----------
     scores : DataFrame
         Tidy. Of expression: one row per model, section and gene, with `spots`, `pearson`,
-        `spearman`, `rmse`, `r2` and `ceiling`. Of clusters: see `cluster_table`.
+        `spearman`, `rmse`, `r2`, `ceiling` and `coverage_90` (share of
+        measurements inside the 90 % intervals). Of clusters: see `cluster_table`.
     summary : dict
         JSON values: per model the mean Pearson over genes and that of the best 50 genes, or
         the scores of clusters.
@@ -273,9 +276,12 @@ def _fill(
     column = {gene: j for j, gene in enumerate(target.names)}
     here = np.array([k for k, gene in enumerate(slot.genes) if gene in column], dtype=np.int64)
     names = [slot.genes[k] for k in here]
-    predicted = predictor.predict(section.slide, section.coords[rows]).mean
+    found = predictor.predict(section.slide, section.coords[rows])
+    chosen = [column[gene] for gene in names]
     table = slot.predicted.setdefault(name, np.full(slot.measured.shape, np.nan))
-    table[np.ix_(rows, here)] = predicted[:, [column[gene] for gene in names]]
+    table[np.ix_(rows, here)] = found.mean[:, chosen]
+    doubt = slot.sd.setdefault(name, np.full(slot.measured.shape, np.nan, np.float32))
+    doubt[np.ix_(rows, here)] = found.sd[:, chosen]
     measured = target.subset(names).encode(section.require_counts())
     slot.measured[np.ix_(rows, here)] = measured[rows]
 
@@ -318,6 +324,7 @@ def score_table(held_out: dict[str, HeldOut], how: str) -> pd.DataFrame:
                         "spots": len(slot.fold),
                         **{m: f(*(centred if m in RELATIVE else pair)) for m, f in METRICS.items()},
                         CEILING: slot.ceiling[whole],
+                        COVERAGE: coverage(*pair, slot.sd[model][:, whole]),
                     }
                 )
             )
@@ -329,7 +336,7 @@ def score_table(held_out: dict[str, HeldOut], how: str) -> pd.DataFrame:
 def gene_means(scores: pd.DataFrame, model: str) -> pd.DataFrame:
     """Mean over sections of every gene's scores for one model, indexed by gene."""
     chosen = scores[scores["model"] == model]
-    return chosen.groupby("gene", sort=False)[[*METRICS, CEILING]].mean()
+    return chosen.groupby("gene", sort=False)[[*METRICS, CEILING, COVERAGE]].mean()
 
 
 def summarise(scores: pd.DataFrame, config: Config, how: str, folds: int) -> dict[str, Any]:
@@ -344,6 +351,7 @@ def summarise(scores: pd.DataFrame, config: Config, how: str, folds: int) -> dic
             "mean_spearman": _rounded(means["spearman"].mean()),
             "mean_rmse": _rounded(means["rmse"].mean()),
             "mean_r2": _rounded(means["r2"].mean()),
+            "coverage_90": _rounded(means[COVERAGE].mean()),
             "genes": len(means),
             "sections": {k: _rounded(v) for k, v in per_section["pearson"].mean().items()},
         }
