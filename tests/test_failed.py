@@ -83,8 +83,8 @@ def test_ordinary_noise_is_hardly_flagged(seed: int, noise: float) -> None:
     coords = lattice(40)
     values = 0.01 * coords[:, :1] / coords.max() + noise * rng.normal(size=(1600, 1))
     scores = local_scores(values, coords, 36)
-    assert (scores < -3).mean() < 0.01
-    assert scores.std() == pytest.approx(1.0, abs=0.15)
+    assert (scores < -3).mean() < 0.02
+    assert scores.std() == pytest.approx(1.0, abs=0.25)
 
 
 @given(st.integers(0, 10_000))
