@@ -66,6 +66,15 @@ def test_simulated_failures_are_found(tmp_path: Path) -> None:
     assert found.loc[found["reason"] == NO_COUNTS, "z_log_counts"].isna().all()
 
 
+def test_a_panel_that_every_spot_fills_flags_nothing(tmp_path: Path) -> None:
+    """Nearly all genes everywhere: one gene fewer is many deviations, and no failure."""
+    counts = smooth_counts(seed=3) + 5
+    counts[60, 5] = 0
+    counts[61, 5:7] = 0
+    found = find_failed(section_of(tmp_path, counts), QC, FailedConfig())
+    assert not found["failed"].any()
+
+
 def test_rich_spots_and_clean_spots_are_no_failures(tmp_path: Path) -> None:
     counts = smooth_counts(seed=2)
     counts[50] *= 6

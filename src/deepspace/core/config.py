@@ -241,7 +241,9 @@ class KrigingConfig(StrictModel):
 class FailedConfig(StrictModel):
     """Which spots of a measured section count as failed, beside those that fail `[qc]`.
 
-    The local test and its defaults are those of SpotSweeper (Totty et al., bioRxiv 2024).
+    The local test and its defaults are those of SpotSweeper (Totty et al., bioRxiv 2024); besides,
+    a spot must have less than half the counts or genes that its neighbours have in the median, or
+    5 % of its counts more in mitochondrial genes.
 
     Attributes
     ----------

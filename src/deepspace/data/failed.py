@@ -36,6 +36,9 @@ REASONS: Final = ("", NO_COUNTS, FEW, OUTLIER, GIVEN)
 
 # quality of a spot and the sign of a failure: too few counts or genes, too much mitochondrial
 QUALITY: Final = {"log_counts": -1.0, "log_genes": -1.0, "mitochondrial": 1.0}
+# and the least distance to the median of the neighbours that matters: half, and 5 % of the counts.
+# Where nearly every spot has every gene of a panel, a few genes fewer are many deviations
+LEAST: Final = {"log_counts": np.log(2.0), "log_genes": np.log(2.0), "mitochondrial": 0.05}
 # makes the median absolute deviation of normal values their standard deviation
 NORMAL_MAD: Final = 0.6745
 
@@ -81,8 +84,10 @@ def find_failed(
     few = ~passes.reindex(spots.index, fill_value=False).to_numpy(dtype=bool)
     named = np.asarray(spots.index.isin(list(given)), np.bool_)
     fit = ~(empty | few | named)
-    scores = _scores(section.section, spots, table, fit, options)
-    outlier = (scores.to_numpy() * np.array([*QUALITY.values()]) > options.cutoff).any(axis=1)
+    scores, apart = _scores(section.section, spots, table, fit, options)
+    sign, least = np.array([*QUALITY.values()]), np.array([*LEAST.values()])
+    beyond = (scores.to_numpy() * sign > options.cutoff) & (apart * sign > least)
+    outlier = beyond.any(axis=1)
     rules = {NO_COUNTS: empty, FEW: few, OUTLIER: outlier, GIVEN: named}
     reason = np.select([*rules.values()], [*rules], default="")
     return table.assign(
@@ -136,18 +141,23 @@ def _scores(
     table: pd.DataFrame,
     fit: NDArray[np.bool_],
     options: FailedConfig,
-) -> pd.DataFrame:
-    """Scores of the spots that are `fit` to be compared; NaN for the others."""
+) -> tuple[pd.DataFrame, FloatArray]:
+    """Scores of the spots that are `fit` to be compared, and their distance to the local median.
+
+    NaN for the others.
+    """
     scores = pd.DataFrame(np.nan, index=table.index, columns=[f"z_{column}" for column in QUALITY])
+    apart = np.full(scores.shape, np.nan)
     if not options.local:
-        return scores
+        return scores, apart
     if fit.sum() <= LEAST_SPOTS:
         log.info("note: %s: %d good spots are too few to look for outliers", name, fit.sum())
-        return scores
+        return scores, apart
     values = table.loc[fit, list(QUALITY)].to_numpy(dtype=np.float64)
     places = spots.loc[fit].to_numpy(dtype=np.float64)
     scores.loc[fit] = local_scores(values, places, options.neighbours)
-    return scores
+    apart[fit] = values - np.median(_around(values, places, options.neighbours), axis=1)
+    return scores, apart
 
 
 def local_scores(values: FloatArray, coords: FloatArray, neighbours: int) -> FloatArray:
@@ -182,12 +192,7 @@ def local_scores(values: FloatArray, coords: FloatArray, neighbours: int) -> Flo
     >>> local_scores(values, np.stack([x, 0 * x], axis=1), 8)[5].round(1)
     array([-11.5])
     """
-    k = min(neighbours, len(coords) - 1)
-    _, near = KDTree(coords).query(coords, k=k + 1)
-    # spots at one place may come before themselves
-    own = near == np.arange(len(coords))[:, None]
-    own[~own.any(axis=1), -1] = True
-    around = values[near[~own].reshape(len(coords), k)]
+    around = _around(values, coords, neighbours)
     middle = np.median(around, axis=1)
     spread = np.median(np.abs(around - middle[:, None]), axis=1)
     still = np.where(np.isnan(values), np.nan, 0.0)
@@ -195,6 +200,17 @@ def local_scores(values: FloatArray, coords: FloatArray, neighbours: int) -> Flo
         NORMAL_MAD * (values - middle), spread, out=still, where=spread > 0
     )
     return found
+
+
+def _around(values: FloatArray, coords: FloatArray, neighbours: int) -> FloatArray:
+    """Values of the nearest spots of each, the spot itself left out (spots, nearest, qualities)."""
+    k = min(neighbours, len(coords) - 1)
+    _, near = KDTree(coords).query(coords, k=k + 1)
+    # spots at one place may come before themselves
+    own = near == np.arange(len(coords))[:, None]
+    own[~own.any(axis=1), -1] = True
+    around: FloatArray = values[near[~own].reshape(len(coords), k)]
+    return around
 
 
 def read_failed(path: Path, sections: Sequence[Section]) -> dict[str, frozenset[str]]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve
+from scipy.linalg.lapack import dpotri
 from scipy.optimize import minimize
 from scipy.spatial.distance import pdist, squareform
 
@@ -165,12 +166,14 @@ def misfit(log: FloatArray, patch: Patch) -> tuple[float, FloatArray]:
     total = squareform(off, checks=False)
     total[np.diag_indices_from(total)] = own + covariance.noise(patch.thinness)
     factor = cho_factor(total, lower=True, overwrite_a=True, check_finite=False)
-    n, k = patch.values.shape
+    k = patch.values.shape[1]
     solved = cho_solve(factor, patch.values, check_finite=False)
     value = 0.5 * float((patch.values * solved).sum())
     value += k * float(np.log(np.diag(factor[0])).sum())
-    pull = 0.5 * (k * cho_solve(factor, np.eye(n), check_finite=False) - solved @ solved.T)
-    diagonal, pairs = np.diag(pull), 2.0 * squareform(pull, checks=False)
+    # the inverse from its factor, a third of the work of solving for every unit vector
+    inverse, _ = dpotri(factor[0], lower=True)
+    pull = 0.5 * (k * inverse - solved @ solved.T)
+    diagonal, pairs = np.diag(pull), 2.0 * squareform(pull.T, checks=False)
     gradient = np.array([0.0, 0.0, *(float(pairs @ slope) for slope in slopes)])
     steady, counting = np.exp(log[:2])
     gradient[0] = steady * diagonal.sum()

@@ -39,7 +39,7 @@ IntArray = NDArray[np.int64]
 # directions of the features that take part
 FEATURES = 192
 # spots of a part of the likelihood, and most parts
-PATCH, PATCHES = 600, 4
+PATCH, PATCHES = 600, 3
 # at this correlation with the nearest spot neighbours begin to tell, and at this they fully do
 FIRST_REACH, FULL_REACH = 0.01, 0.05
 # blocks left out in turn where there is one section
