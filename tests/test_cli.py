@@ -55,7 +55,7 @@ def digest(path: Path) -> str:
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = call("--help", capsys=capsys)
     assert code == 0
-    for command in ("demo", "inspect", "train", "evaluate", "predict"):
+    for command in ("demo", "inspect", "train", "evaluate", "predict", "complete"):
         assert command in out
 
 
