@@ -52,7 +52,15 @@ def with_stack(bench: Workbench, sections: Sequence[Section], models: Sequence[s
 def registered(
     sections: Sequence[Section], config: Config, cache: ArrayCache | None = None
 ) -> Registered:
-    """Register the sections of every patient, or take the result from the cache."""
+    """Register the sections of every patient, or take the result from the cache.
+
+    Sections that share a scan cannot be told apart by their slide: they keep their places on it.
+    """
+    hashes = [s.slide.content_hash() for s in sections]
+    shared = [s.section for s, h in zip(sections, hashes, strict=True) if hashes.count(h) > 1]
+    if shared:
+        log.info("registration: %s share a scan and stay as they lie on it", ", ".join(shared))
+    sections = [replace(s, z_um=None) if s.section in shared else s for s in sections]
     recipe = {
         "kind": "registration",
         "version": VERSION,
