@@ -35,9 +35,13 @@ def by_hole(found: Evaluation) -> pd.DataFrame:
         for fold in np.unique(slot.fold):
             own = slot.fold == fold
             for model, values in slot.predicted.items():
-                if np.isnan(values[own]).any():
+                # a fold chooses its own genes, the same for every model
+                genes = ~np.isnan(values[own]).any(axis=0) & ~np.isnan(slot.measured[own]).any(
+                    axis=0
+                )
+                if not genes.any():
                     continue
-                r = np.nanmean(pearson(slot.measured[own], values[own]))
+                r = np.nanmean(pearson(slot.measured[own][:, genes], values[own][:, genes]))
                 rows.append({"section": name, "hole": fold, "model": model, "r": r})
     return pd.DataFrame(rows)
 
