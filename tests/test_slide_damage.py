@@ -14,6 +14,7 @@ from PIL import Image
 
 from deepspace.core.errors import InputError
 from deepspace.io.slide import open_slide
+from deepspace.io.tiff import TiffSource
 from deepspace.io.vendor import VendorSource
 from make_images import picture, pyramid, smooth, tiff
 
@@ -130,6 +131,27 @@ def test_jpeg_tile_that_stops_early_is_no_grey_tile(tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(InputError, match="row 0, column 0"):
         open_slide(path).read(0, 0, 64, 64)
+
+
+def test_nothing_moves_the_file_while_threads_read_tiles(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every seek holds the lock, from the first tile on: else a thread reads another's bytes."""
+    path = tiff(
+        tmp_path / "s.tif", picture(320, 320), tile=(64, 64), compression="jpeg", photometric="rgb"
+    )
+    source = open_slide(path)._source
+    assert isinstance(source, TiffSource)
+    seek, unlocked = tifffile.FileHandle.seek, []
+
+    def watched(handle: tifffile.FileHandle, offset: int, whence: int = 0) -> int:
+        if not source._lock.locked():
+            unlocked.append(offset)
+        return int(seek(handle, offset, whence))
+
+    monkeypatch.setattr(tifffile.FileHandle, "seek", watched)
+    source.read(0, 0, 0, 320, 320)
+    assert unlocked == []
 
 
 def test_empty_tiles_are_white_and_noted(tmp_path: Path) -> None:

@@ -154,6 +154,9 @@ class _Page:
             self.block_height = min(int(page.rowsperstrip), self.height)
         if min(self.width, self.height, self.block_width, self.block_height) < 1:
             raise _damaged(path, ValueError("its header gives a size of zero"))
+        # made now: tifffile looks into the file for it, which in a thread would move the handle
+        # from under another one that reads
+        page.decode  # noqa: B018
         self.columns = -(-self.width // self.block_width)
         self.rows = -(-self.height // self.block_height)
         self._check()
