@@ -147,3 +147,24 @@ def test_context_genes_are_learnt_along_and_not_named(tmp_path: Path) -> None:
     alone = fit_target(sections, TargetConfig(genes="b,a", context=0))
     assert alone.wide.names == ("b", "a")
     assert target.subset(["a"]).wide.names == ("a",)
+
+
+@pytest.mark.parametrize(
+    ("transform", "share", "ratio"),
+    [("log1p_cp10k", 0.05, 8.0), ("pearson_residuals", 0.001, 1.0)],
+)
+def test_thinness_is_how_the_noise_of_counting_grows(
+    transform: str, share: float, ratio: float
+) -> None:
+    rng = np.random.default_rng(8)
+    shares = np.array([share, 2 * share, 1 - 3 * share])
+    depths = np.repeat([1000, 8000], 4000)
+    counts = AnnData(rng.multinomial(depths, shares).astype(np.float32))
+    counts.var_names = list("ABC")
+    null = Null(shares[:2], float(np.median(depths)), 8000, 1.0 / np.mean(1.0 / depths))
+    expression = ExpressionTarget(("A", "B"), transform, null)
+    shallow, deep = (expression.encode(counts)[depths == d].var(axis=0) for d in (1000, 8000))
+    np.testing.assert_allclose(shallow / deep, ratio, rtol=0.12)
+    thinness = expression.thinness(counts)
+    assert thinness.mean() == pytest.approx(1.0)
+    assert thinness[0] / thinness[-1] == pytest.approx(ratio)

@@ -131,6 +131,10 @@ class ClusterTarget:
         """Zeros, shape (clusters,): a label is taken as it is."""
         return np.zeros(len(self.names))
 
+    def thinness(self, counts: AnnData) -> FloatArray:
+        """Ones, shape (spots,): there is no noise of counting."""
+        return np.ones(counts.n_obs)
+
     def state(self) -> tuple[dict[str, Any], Arrays]:
         """What `restore_clusters` makes it again from: JSON values and arrays."""
         values, arrays = self.labeller.state()

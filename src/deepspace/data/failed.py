@@ -19,6 +19,7 @@ from deepspace.core.config import FailedConfig, QCConfig
 from deepspace.core.errors import InputError, Problems
 from deepspace.core.progress import log
 from deepspace.data.targets import LEAST_SPOTS, qc_mask
+from deepspace.data.transforms import total_counts
 from deepspace.io.parts import clip_list
 from deepspace.io.section import Section
 from deepspace.io.text import delimiter, read_text, stream
@@ -123,7 +124,7 @@ def spot_quality(counts: AnnData, mitochondrial: str) -> pd.DataFrame:
         `mitochondrial`, the share of counts in mitochondrial genes (NaN where there are none).
     """
     X = sp.csr_matrix(counts.X)
-    total = np.asarray(X.sum(axis=1), np.float64).ravel()
+    total = total_counts(counts)
     genes = np.asarray((X > 0).sum(axis=1)).ravel()
     pattern = re.compile(mitochondrial, re.IGNORECASE)
     chosen = np.array([bool(pattern.search(name)) for name in counts.var_names], np.bool_)

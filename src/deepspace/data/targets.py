@@ -19,7 +19,7 @@ from deepspace.core.config import QCConfig, TargetConfig
 from deepspace.core.errors import InputError
 from deepspace.data.ceiling import reliability
 from deepspace.data.clusters import fit_clusters, restore_clusters
-from deepspace.data.transforms import TRANSFORMS, Null, pearson_residuals
+from deepspace.data.transforms import TRANSFORMS, Null, pearson_residuals, total_counts
 from deepspace.io.section import Section
 
 FloatArray = NDArray[np.float64]
@@ -32,7 +32,7 @@ LEAST_SPOTS = 10
 def qc_mask(counts: AnnData, qc: QCConfig) -> NDArray[np.bool_]:
     """Spots that pass the thresholds, shape (spots,)."""
     X = sp.csr_matrix(counts.X)
-    total = np.asarray(X.sum(axis=1)).ravel()
+    total = total_counts(counts)
     genes = np.asarray((X > 0).sum(axis=1)).ravel()  # files may store zeros
     return (total >= qc.min_counts) & (genes >= qc.min_genes)
 
@@ -116,6 +116,10 @@ class Target(Protocol):
         """Variance of the measurement noise in target units, shape (names,)."""
         ...
 
+    def thinness(self, counts: AnnData) -> FloatArray:
+        """Noise variance of these spots as a share of the training spots' mean, shape (spots,)."""
+        ...
+
     def state(self) -> tuple[dict[str, Any], Arrays]:
         """What its row of `TARGETS` restores it from: JSON values and arrays."""
         ...
@@ -153,13 +157,12 @@ class ExpressionTarget:
     def encode(self, counts: AnnData) -> FloatArray:
         """Raw counts to target values, shape (spots, genes)."""
         X = sp.csr_matrix(counts.X)
-        depth = np.asarray(X.sum(axis=1), dtype=np.float64).ravel()
         columns = counts.var_names.get_indexer(list(self.names))
         if (columns < 0).any():
             missing = [n for n, c in zip(self.names, columns, strict=True) if c < 0]
             raise InputError(f"genes not in these counts: {', '.join(missing[:10])}")
         chosen = X[:, columns].toarray().astype(np.float64)
-        return TRANSFORMS[self.transform].encode(chosen, depth, self.null)
+        return TRANSFORMS[self.transform].encode(chosen, total_counts(counts), self.null)
 
     def labelled(self, counts: AnnData) -> NDArray[np.bool_]:
         """Every spot, shape (spots,)."""
@@ -194,9 +197,23 @@ class ExpressionTarget:
         """Variance of the measurement noise by thinning (`reliability`), shape (genes,)."""
         return reliability(counts, self, seed=seed, repeats=2).noise_variance
 
+    def thinness(self, counts: AnnData) -> FloatArray:
+        """Noise variance of these spots as a share of the training spots' mean, shape (spots,).
+
+        A spot of few counts is a noisier measurement of the same expression.
+        """
+        usual = self.null.noise_depth or self.null.depth
+        share: FloatArray = usual / np.maximum(total_counts(counts), 1.0)
+        return share ** TRANSFORMS[self.transform].noise_power
+
     def state(self) -> tuple[dict[str, Any], Arrays]:
         """What `restore_expression` makes it again from: JSON values and arrays."""
-        values = {"transform": self.transform, "depth": self.null.depth, "spots": self.null.spots}
+        values = {
+            "transform": self.transform,
+            "depth": self.null.depth,
+            "spots": self.null.spots,
+            "noise_depth": self.null.noise_depth,
+        }
         return values, {"fractions": self.null.fractions}
 
 
@@ -204,7 +221,8 @@ def restore_expression(
     names: Sequence[str], values: Mapping[str, Any], arrays: Arrays
 ) -> ExpressionTarget:
     """Take back what `ExpressionTarget.state` gave."""
-    null = Null(arrays["fractions"], values["depth"], values["spots"])
+    # models saved before intervals knew of depth do not tell the last one
+    null = Null(arrays["fractions"], values["depth"], values["spots"], values.get("noise_depth"))
     return ExpressionTarget(tuple(names), values["transform"], null)
 
 
@@ -242,12 +260,17 @@ def fit_expression(sections: Sequence[Section], config: TargetConfig) -> Express
     totals = np.zeros(len(shared))
     for counts in measured:
         totals += np.asarray(counts[:, shared].X.sum(axis=0), dtype=np.float64).ravel()
-    depths = np.concatenate([np.asarray(c.X.sum(axis=1)).ravel() for c in measured])
+    depths = np.concatenate([total_counts(c) for c in measured])
     # a gene without any count gets half a one, so that residuals stay finite
     floored = np.maximum(totals, 0.5) / max(float(depths.sum()), 1.0)
     fractions = dict(zip(shared, np.where(totals > 0, floored, 0.0), strict=True))
     floor = dict(zip(shared, floored, strict=True))
-    null = Null(np.empty(0), max(float(np.median(depths)), 1.0), len(depths))
+    null = Null(
+        np.empty(0),
+        max(float(np.median(depths)), 1.0),
+        len(depths),
+        float(1.0 / np.mean(1.0 / np.maximum(depths, 1.0))),
+    )
     candidates = _candidates(shared, fractions, config.exclude)
     shares = replace(null, fractions=np.array([fractions[g] for g in candidates]))
     rule, _, number = config.genes.partition(":")
@@ -293,7 +316,7 @@ def _mean_share(measured: Sequence[AnnData], genes: list[str], _: Null) -> Float
     total, spots = np.zeros(len(genes)), 0
     for counts in measured:
         X = sp.csr_matrix(counts.X)
-        depth = np.maximum(np.asarray(X.sum(axis=1), dtype=np.float64).ravel(), 1.0)
+        depth = np.maximum(total_counts(counts), 1.0)
         columns = counts.var_names.get_indexer(genes)
         total += np.asarray(sp.diags(1.0 / depth).dot(X[:, columns]).sum(axis=0)).ravel()
         spots += X.shape[0]
@@ -304,7 +327,7 @@ def _residual_variance(measured: Sequence[AnnData], genes: list[str], null: Null
     squares, spots = np.zeros(len(genes)), sum(c.n_obs for c in measured)
     for counts in measured:
         X = sp.csr_matrix(counts.X)
-        depth = np.asarray(X.sum(axis=1), dtype=np.float64).ravel()
+        depth = total_counts(counts)
         columns = counts.var_names.get_indexer(genes)
         for start in range(0, len(genes), 1000):  # bounds the dense block's memory
             part = slice(start, start + 1000)

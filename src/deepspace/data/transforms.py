@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from anndata import AnnData
 from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float64]
@@ -26,19 +27,34 @@ class Null:
         Median counts of a spot.
     spots : int
         Number of spots; residuals are clipped at its square root.
+    noise_depth : float, optional
+        Harmonic mean of the counts of a spot: measurements of this depth are as noisy as the
+        spots are on average. The median if it is not known.
     """
 
     fractions: FloatArray
     depth: float
     spots: int
+    noise_depth: float | None = None
 
 
 @dataclass(frozen=True)
 class Transform:
-    """A pair of functions: counts to target values, and back to log1p CP10k."""
+    """A pair of functions: counts to target values, and back to log1p CP10k.
+
+    `noise_power` tells how the variance of the counting noise falls with the counts of a spot:
+    ``depth ** -noise_power``.
+    """
 
     encode: Callable[[FloatArray, FloatArray, Null], FloatArray]
     decode: Callable[[FloatArray, Null], FloatArray]
+    noise_power: float
+
+
+def total_counts(counts: AnnData) -> FloatArray:
+    """Counts of every spot over all genes, its depth, shape (spots,)."""
+    total: FloatArray = np.asarray(counts.X.sum(axis=1), dtype=np.float64).ravel()
+    return total
 
 
 def log1p_cp10k(counts: FloatArray, depth: FloatArray) -> FloatArray:
@@ -70,6 +86,11 @@ TRANSFORMS: dict[str, Transform] = {
     "log1p_cp10k": Transform(
         encode=lambda counts, depth, null: log1p_cp10k(counts, depth),
         decode=lambda values, null: values,
+        noise_power=1.0,  # Poisson counts over their total
     ),
-    "pearson_residuals": Transform(encode=pearson_residuals, decode=_residuals_to_log1p),
+    "pearson_residuals": Transform(
+        encode=pearson_residuals,
+        decode=_residuals_to_log1p,
+        noise_power=0.0,  # residuals are in units of their own noise
+    ),
 }

@@ -26,7 +26,8 @@ class Prediction:
     mean : ndarray, shape (points, names)
         Expected value of a measurement there, a column for each of the target's names.
     sd : ndarray, shape (points, names)
-        Standard deviation of a measurement there, its noise included.
+        Standard deviation of a measurement there, its noise included, at a spot that is as noisy
+        as the training spots are on average.
     sd_latent : ndarray, shape (points, names)
         Standard deviation of what is measured itself.
     ood : ndarray of bool, shape (points,)
@@ -37,6 +38,25 @@ class Prediction:
     sd: FloatArray
     sd_latent: FloatArray
     ood: NDArray[np.bool_]
+
+    def sd_at(self, thinness: FloatArray) -> FloatArray:
+        """Standard deviation of measurements of another depth, shape (points, names).
+
+        Parameters
+        ----------
+        thinness : ndarray, shape (points,)
+            Their noise variance as a share of that of the training spots (`Target.thinness`).
+
+        Examples
+        --------
+        >>> one = np.ones((1, 1))
+        >>> found = Prediction(mean=one, sd=5 * one, sd_latent=3 * one, ood=np.zeros(1, bool))
+        >>> found.sd_at(np.array([4.0])).round(2)  # a quarter of the counts
+        array([[8.54]])
+        """
+        noise = np.maximum(self.sd**2 - self.sd_latent**2, 0.0)
+        sd: FloatArray = np.sqrt(self.sd_latent**2 + noise * thinness[:, None])
+        return sd
 
 
 class Predictor(Protocol):

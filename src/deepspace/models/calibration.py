@@ -73,15 +73,18 @@ class Calibration:
         What the sd of each gene is multiplied by; the same within a group of genes.
     held_out : int
         How many sections or blocks, left out in turn, the factors rest on.
+    image_factor : ndarray, shape (names,)
+        The same for the sd of the image term alone, where nothing was measured around.
     """
 
     factor: FloatArray
     held_out: int
+    image_factor: FloatArray
 
     @classmethod
     def none(cls, names: int) -> Calibration:
         """Factors of 1, which rest on nothing."""
-        return cls(np.ones(names), 0)
+        return cls(np.ones(names), 0, np.ones(names))
 
     def describe(self) -> str:
         """Say what the intervals rest on."""
@@ -122,7 +125,7 @@ def calibrate(
     widening = _widening(score, held_out, parts, own)
     for genes, wide in zip(parts, own.mean(axis=0), strict=True):
         factor[genes] = widening * wide / norm.ppf((1 + COVERAGE) / 2)
-    return Calibration(np.maximum(factor, 1e-3), len(numbers))
+    return Calibration(np.maximum(factor, 1e-3), len(numbers), np.ones_like(factor))
 
 
 def _widening(

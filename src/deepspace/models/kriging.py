@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -13,6 +13,7 @@ from deepspace.core.config import KrigingConfig
 from deepspace.core.progress import log
 from deepspace.data.splits import Fold, SplitOptions, make_folds, widest_step
 from deepspace.data.targets import Target
+from deepspace.data.transforms import total_counts
 from deepspace.io.section import Section
 from deepspace.io.slide import Slide
 from deepspace.models.base import Arrays, FloatArray, Prediction, SavablePredictor, learnable
@@ -77,6 +78,14 @@ class ImageTerm:
         return self.extractor is None and not self.constant
 
 
+@dataclass(frozen=True)
+class _Labels:
+    """What is kriged of each spot (spots, names), less the offset, and its thinness (spots,)."""
+
+    values: FloatArray
+    thinness: FloatArray
+
+
 class Kriging:
     """Image term plus a Gaussian process over place and depth.
 
@@ -125,13 +134,13 @@ class Kriging:
         features = self._learn_features(sections)
         values = self._learn_basis(labels, len(goal.names))
         self.spots = self._spots(sections, located, features, values)
-        patches = self._patches()
-        self.groups = learn_groups(self.spots, group_edges(values.shape[1]), patches)
+        self.groups = learn_groups(self.spots, group_edges(values.shape[1]), self._patches())
         for group in self.groups:
             log.debug("kriging: components %s: %s", group.columns, group.covariance.describe())
         self.field = Field(self.spots, self.groups, self._solving())
-        looked_at = np.unique(np.concatenate(patches))
-        self.calibration = self._calibrate(sections, folds, np.concatenate(labels), looked_at)
+        thinness = np.concatenate([goal.thinness(s.require_counts()) for s in sections])
+        known = np.concatenate(labels)[:, : len(goal.names)] - self.offset
+        self.calibration = self._calibrate(sections, folds, _Labels(known, thinness))
         log.info("kriging: %s", self.calibration.describe())
         return self
 
@@ -188,7 +197,7 @@ class Kriging:
         features: Sequence[FloatArray],
         values: FloatArray,
     ) -> Spots:
-        depths = [_depth(s) for s in sections]
+        depths = [total_counts(s.require_counts()) for s in sections]
         typical = float(np.median(np.concatenate(depths)))
         return Spots(
             block=np.concatenate(
@@ -225,16 +234,12 @@ class Kriging:
         return found
 
     def _calibrate(
-        self,
-        sections: Sequence[Section],
-        folds: Sequence[Fold],
-        labels: FloatArray,
-        looked_at: IntArray,
+        self, sections: Sequence[Section], folds: Sequence[Fold], labelled: _Labels
     ) -> Calibration:
-        """Factors of the sd from spots left out of the neighbours, among those `looked_at`."""
-        names = len(self.target.names)
+        """Factors of the sd from spots left out of the neighbours, among those of the patches."""
         ends = np.cumsum([0, *(len(s.coords) for s in sections)])
         start = {s.section: int(k) for s, k in zip(sections, ends, strict=False)}
+        looked_at = np.unique(np.concatenate(self._patches()))
         whole = widest_step(sections, "section") == "section"
         errors, sds, numbers = [], [], []
         for number, fold in enumerate(folds[:CALIBRATION_FOLDS]):
@@ -243,21 +248,47 @@ class Kriging:
             )
             if not len(train):
                 continue
-            field = Field(self.spots[train], self.groups, self._solving())
-            for block in field.blocks:
-                rows = test[self.spots.block[test] == block]
-                places = self.spots.places[rows]
-                if whole:
-                    places = Places(places.xyz, np.full(len(rows), NOWHERE))
-                points = Points(block, places, self.spots.features[rows])
-                mean, variance, _ = self._genes(field.at(points), places.home)
-                errors.append(labels[rows, :names] - self.offset - mean)
-                sds.append(np.sqrt(variance))
-                numbers.append(np.full(len(rows), number))
+            for error, sd in self._without(train, test, labelled, whole=whole):
+                errors.append(error)
+                sds.append(sd)
+                numbers.append(np.full(len(error), number))
         if not sum(len(part) for part in errors):
-            return Calibration.none(names)
+            return Calibration.none(len(self.target.names))
+        told = np.concatenate(sds)
         by = self.explained()
-        return calibrate(np.concatenate(errors), np.concatenate(sds), np.concatenate(numbers), by)
+        found = calibrate(np.concatenate(errors), told, np.concatenate(numbers), by)
+        alone = [
+            self.image.predict(s.slide, s.coords[own]).sd
+            for s, k in zip(sections, ends, strict=False)
+            if len(own := looked_at[(looked_at >= k) & (looked_at < k + len(s.coords))] - k)
+        ]
+        size = np.mean((told * found.factor) ** 2, axis=0) / np.mean(np.concatenate(alone) ** 2, 0)
+        # the image alone is no surer than image and neighbours
+        return replace(found, image_factor=np.sqrt(np.maximum(size, 1.0)))
+
+    def _without(
+        self, train: IntArray, test: IntArray, labelled: _Labels, *, whole: bool
+    ) -> Iterator[tuple[FloatArray, FloatArray]]:
+        """Errors and sd (spots, names) of `test` from `train` alone, for every block.
+
+        `whole` sections are left out: their level is not known, and does not tell the mean of the
+        levels either.
+        """
+        spots = self.spots[train]
+        shift, genes_shift = (
+            np.zeros(values.shape[1]) if self.term.apart else _mean_level(values, spots.places.home)
+            for values in (spots.values, labelled.values[train])
+        )
+        field = Field(replace(spots, values=spots.values - shift), self.groups, self._solving())
+        for block in field.blocks:
+            rows = test[self.spots.block[test] == block]
+            places = self.spots.places[rows]
+            if whole:
+                places = Places(places.xyz, np.full(len(rows), NOWHERE))
+            points = Points(block, places, self.spots.features[rows])
+            mean, variance, latent = self._genes(field.at(points), places.home)
+            noise = (variance - latent) * labelled.thinness[rows, None]
+            yield labelled.values[rows] - genes_shift - mean, np.sqrt(latent + noise)
 
     def explained(self) -> FloatArray:
         """Share of each gene's variance that varies over the tissue, shape (names,)."""
@@ -294,6 +325,8 @@ class Kriging:
         self, slide: Slide, coords: FloatArray, z_um: float | None, home: IntArray
     ) -> Prediction:
         image = self.image.predict(slide, coords)
+        wide = self.calibration.image_factor
+        image = replace(image, sd=image.sd * wide, sd_latent=image.sd_latent * wide)
         located = self.stack.locate(slide, coords) if self.stack else None
         if located is None or located.block not in self.blocks or not len(coords):
             return image
@@ -333,6 +366,7 @@ class Kriging:
             "scale": np.concatenate([g.scale for g in self.groups]),
             "covariance": np.stack([g.covariance.log for g in self.groups]),
             "factor": self.calibration.factor,
+            "image_factor": self.calibration.image_factor,
         }
         values = {
             "image": image,
@@ -365,7 +399,9 @@ class Kriging:
             Group(slice(start, stop), arrays["scale"][start:stop], Covariance(log))
             for start, stop, log in zip(edges[:-1], edges[1:], arrays["covariance"], strict=True)
         ]
-        self.calibration = Calibration(arrays["factor"], values["calibrated_on"])
+        self.calibration = Calibration(
+            arrays["factor"], values["calibrated_on"], arrays["image_factor"]
+        )
         self.field = Field(self.spots, self.groups, self._solving())
         return self
 
@@ -382,9 +418,10 @@ def _with_all(stack: Stack | None, sections: Sequence[Section]) -> Stack:
     return Stack((*places, *alone))
 
 
-def _depth(section: Section) -> FloatArray:
-    total: FloatArray = np.asarray(section.require_counts().X.sum(axis=1), dtype=np.float64)
-    return total.ravel()
+def _mean_level(values: FloatArray, home: IntArray) -> FloatArray:
+    """Mean over sections of their mean values, shape (columns,)."""
+    level: FloatArray = np.mean([values[home == k].mean(axis=0) for k in np.unique(home)], axis=0)
+    return level
 
 
 def _rows(masks: Mapping[str, NDArray[np.bool_]], start: Mapping[str, int]) -> IntArray:
@@ -393,9 +430,8 @@ def _rows(masks: Mapping[str, NDArray[np.bool_]], start: Mapping[str, int]) -> I
 
 
 def _blend(near: FloatArray, variance: FloatArray, sd: FloatArray) -> FloatArray:
-    """Standard deviation between that of the field and that of the image term, at most that."""
-    mixed: FloatArray = np.sqrt(near * np.minimum(variance, sd**2) + (1 - near) * sd**2)
-    return np.where(near > 0, mixed, sd)
+    """Standard deviation between that of the field and that of the image term."""
+    return np.where(near > 0, np.sqrt(near * variance + (1 - near) * sd**2), sd)
 
 
 def _under(prefix: str, arrays: Arrays) -> Arrays:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from deepspace.core import keys
 from deepspace.data.tissue import TissueMask
+from deepspace.data.transforms import total_counts
 from deepspace.io.section import Section
 from deepspace.output.canvas import (
     Backdrop,
@@ -208,7 +209,7 @@ def _draw_counts(axes: Axes, bar: Axes, section: Section, backdrop: Backdrop) ->
     counts = section.require_counts()
     spots = spot_points(section)
     size, square = (50.0, False) if spots is None else (spots.size_um, spots.square)
-    totals = np.asarray(counts.X.sum(axis=1), np.float64).ravel()
+    totals = total_counts(counts)
     # a spot without any count has no logarithm
     values = np.maximum(totals, 1.0)
     norm = LogNorm(*count_limits(values), clip=True)

@@ -11,7 +11,7 @@ from deepspace.core import keys
 from deepspace.core.progress import log
 from deepspace.data.aggregation import constrained
 from deepspace.data.failed import FAILED, REASON
-from deepspace.data.transforms import log1p_cp10k
+from deepspace.data.transforms import log1p_cp10k, total_counts
 from deepspace.io.section import Section
 from deepspace.models.base import SavablePredictor
 from deepspace.output.plot import spot_size_um
@@ -43,12 +43,11 @@ def beside_measured(prediction: AnnData, section: Section, failed: pd.DataFrame)
         return
     shared = counts.obs_names.intersection(prediction.obs_names)
     X = sp.csr_matrix(counts[shared].X)
-    depth = np.asarray(X.sum(axis=1), dtype=np.float64).ravel()
     own = X[:, counts.var_names.get_indexer(genes)].toarray().astype(np.float64)
     values = np.full(prediction.shape, np.nan, np.float32)
     rows = prediction.obs_names.get_indexer(shared)
     columns = prediction.var_names.get_indexer(genes)
-    values[np.ix_(rows, columns)] = log1p_cp10k(own, depth)
+    values[np.ix_(rows, columns)] = log1p_cp10k(own, total_counts(counts[shared]))
     prediction.layers[keys.MEASURED] = values
 
 

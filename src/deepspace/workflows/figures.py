@@ -13,7 +13,7 @@ from anndata import AnnData
 from deepspace.core import keys
 from deepspace.core.classification import label_order, most_probable
 from deepspace.data.clusters import NONE
-from deepspace.data.transforms import log1p_cp10k
+from deepspace.data.transforms import log1p_cp10k, total_counts
 from deepspace.io.section import Section
 from deepspace.models.registry import BASELINES, CLUSTER_BASELINES
 from deepspace.models.store import ModelCard
@@ -180,11 +180,12 @@ def draw_completed(
         drawer(prediction, section, points, path)
         return
     genes, columns = _best(prediction, [g for g in prediction.var_names if g in counts.var_names])
-    depth = np.asarray(counts.X.sum(axis=1), dtype=np.float64).ravel()
     own = np.asarray(counts[:, genes].X.todense(), dtype=np.float64)
     maps = [
         replace(_gene_map(prediction, gene, j), measured=values)
-        for gene, j, values in zip(genes, columns, log1p_cp10k(own, depth).T, strict=True)
+        for gene, j, values in zip(
+            genes, columns, log1p_cp10k(own, total_counts(counts)).T, strict=True
+        )
     ]
     square = section.platform == "visium_hd"
     spots = Points(section.coords, spot_size_um(section), square=square)

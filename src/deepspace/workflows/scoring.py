@@ -63,8 +63,9 @@ RELATIVE = ("pearson", "spearman")
 class HeldOut:
     """Values of one section, put together from the folds that held its spots out.
 
-    `measured` and each entry of `predicted` and `sd` (of a measurement) have shape (spots, genes),
-    NaN where a fold did not choose the gene; `ceiling` has shape (genes,) and `fold` (spots,).
+    `measured` and each entry of `predicted` and `sd` have shape (spots, genes), NaN where a fold
+    did not choose the gene; `ceiling` has shape (genes,) and `fold` (spots,). `sd` is that of a
+    measurement of the spot's own depth.
     """
 
     section: Section
@@ -276,13 +277,15 @@ def _fill(
     column = {gene: j for j, gene in enumerate(target.names)}
     here = np.array([k for k, gene in enumerate(slot.genes) if gene in column], dtype=np.int64)
     names = [slot.genes[k] for k in here]
+    counts = section.require_counts()
     found = predictor.predict(section.slide, section.coords[rows])
     chosen = [column[gene] for gene in names]
     table = slot.predicted.setdefault(name, np.full(slot.measured.shape, np.nan))
     table[np.ix_(rows, here)] = found.mean[:, chosen]
     doubt = slot.sd.setdefault(name, np.full(slot.measured.shape, np.nan, np.float32))
-    doubt[np.ix_(rows, here)] = found.sd[:, chosen]
-    measured = target.subset(names).encode(section.require_counts())
+    # how far a measurement lies off depends on its own depth, which says nothing of its genes
+    doubt[np.ix_(rows, here)] = found.sd_at(target.thinness(counts)[rows])[:, chosen]
+    measured = target.subset(names).encode(counts)
     slot.measured[np.ix_(rows, here)] = measured[rows]
 
 

@@ -14,7 +14,7 @@ from deepspace.core.config import CompleteConfig
 from deepspace.core.progress import log, track
 from deepspace.data.targets import Target
 from deepspace.data.tissue import TissueMask, tissue_mask
-from deepspace.data.transforms import log1p_cp10k
+from deepspace.data.transforms import log1p_cp10k, total_counts
 from deepspace.io.section import Section
 from deepspace.io.slide import Slide
 from deepspace.models.base import FloatArray, Prediction, SavablePredictor
@@ -289,7 +289,6 @@ def _with_section(plane: PlaneMap, layer: Layer, grid: VolumeGrid, name: str) ->
         coords = layer.place.transform.forward(section.coords * layer.place.mpp)
         spots = Points(coords, spot_size_um(section), square=section.platform == "visium_hd")
         own = section.counts
-        depth = np.asarray(own.X.sum(axis=1), dtype=np.float64).ravel()
         column = np.asarray(own[:, [name]].X.todense(), dtype=np.float64)
-        values = log1p_cp10k(column, depth)[:, 0]
+        values = log1p_cp10k(column, total_counts(own))[:, 0]
     return PlaneMap(plane.z_um, plane.mean, plane.sd, section.section, image, spots, values)
