@@ -29,7 +29,7 @@ from PIL import Image
 from deepspace.core.config import KrigingConfig
 from deepspace.core.progress import log
 from deepspace.data.targets import ExpressionTarget
-from deepspace.data.transforms import Null
+from deepspace.data.transforms import Null, total_counts
 from deepspace.io.section import Section
 from deepspace.io.slide import Slide, open_slide
 from deepspace.models.baselines import GeneMean
@@ -90,9 +90,9 @@ def measure(spots: int, genes: int) -> dict[str, float]:
         sections = [make_section(Path(folder), k, own, genes) for k in range(SECTIONS + 1)]
         *training, held_out = sections
         stack = identity_stack(sections)
-        target = ExpressionTarget(
-            tuple(training[0].require_counts().var_names), "log1p_cp10k", Null(np.empty(0), 1.0, 1)
-        )
+        first = training[0].require_counts()
+        null = Null(np.empty(0), float(np.median(total_counts(first))), 1)
+        target = ExpressionTarget(tuple(first.var_names), "log1p_cp10k", null)
         image = ImageTerm(GeneMean, Waves())
         started = time.perf_counter()
         model = Kriging(image, stack, KrigingConfig()).fit(training, target)

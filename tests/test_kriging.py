@@ -27,6 +27,7 @@ from deepspace.models.kriging import ImageTerm, Kriging
 from deepspace.models.neighbours import NOWHERE, Exact, Nearest, Places
 from deepspace.models.probe import Probe
 from deepspace.models.registry import MODELS, Workbench
+from deepspace.models.turns import NEVER, Turns
 from deepspace.registration.stack import identity_stack
 from deepspace.workflows.scoring import evaluate_sections
 from make_sections import lattice, make_section
@@ -67,7 +68,7 @@ def block(tmp_path: Path, names: str = "ABCD", side: int = 12) -> list[Section]:
 
 
 def target(genes: int = GENES) -> ExpressionTarget:
-    null = Null(np.full(genes, 1 / genes), 500.0, 100)
+    null = Null(np.full(genes, 1 / genes), 3600.0, 100)
     return ExpressionTarget(tuple(f"G{j}" for j in range(genes)), "log1p_cp10k", null)
 
 
@@ -275,21 +276,28 @@ def test_a_saved_model_predicts_the_same(fitted: tuple[list[Section], Kriging]) 
     np.testing.assert_allclose(other.sd, one.sd, rtol=1e-5)
 
 
-def test_counts_of_a_section_that_is_not_trained_on_are_not_looked_at(
-    fitted: tuple[list[Section], Kriging],
+def test_counts_of_a_section_that_is_held_out_are_not_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sections, model = fitted
-    section = sections[2]
-    noise = section.require_counts().copy()
+    everywhere = TissueMask(np.ones((1, 1), bool), 400.0)
+    monkeypatch.setattr(features, "tissue_mask", lambda slide: everywhere)
+    sections = block(tmp_path, "ABC", side=8)
+    noise = sections[1].require_counts().copy()
     noise.X = noise.X[::-1].copy()
-    other = replace(section, counts=noise)
-    stack = identity_stack([*sections[:2], other, sections[3]])
-    training = [s for s in sections if s.section != "C"]
-    again = Kriging(term(), stack, CONFIG).fit(training, target())
-    np.testing.assert_array_equal(
-        again.predict(section.slide, section.coords).mean,
-        model.predict(section.slide, section.coords).mean,
+    shuffled = [sections[0], replace(sections[1], counts=noise), sections[2]]
+    config = Config().with_values(
+        target={"genes": "G0,G4", "context": 0},
+        encoder={"name": "colour", "fov_um": (40.0,)},
+        split={"how": "section"},
     )
+    bench = replace(Workbench.of(config), stack=identity_stack(sections))
+    one, other = (evaluate_sections(s, [bench], ["kriging"]) for s in (sections, shuffled))
+    for found in (one, other):
+        assert found.held_out["B"].fold.max() == 2
+    for model, values in one.held_out["B"].predicted.items():
+        if model.startswith("kriging"):
+            np.testing.assert_array_equal(values, other.held_out["B"].predicted[model])
+    assert (one.held_out["B"].measured != other.held_out["B"].measured).any()
 
 
 def test_any_predictor_can_be_the_image_term(tmp_path: Path) -> None:
@@ -313,6 +321,24 @@ def test_one_section_is_filled_from_its_own_spots(tmp_path: Path) -> None:
     alone = pearson(measured, model.image.predict(section.slide, section.coords[rows]).mean)
     assert found[4:8].mean() > alone[4:8].mean() + 0.2
     assert model.calibration.held_out > 1
+
+
+def test_on_a_shared_scan_no_level_is_taken_for_known(tmp_path: Path) -> None:
+    whole = block(tmp_path, "A", side=12)[0]
+    left = whole.coords[:, 0] < np.median(whole.coords[:, 0])
+    parts = [
+        replace(whole.subset(left), section="L", z_um=None),
+        replace(whole.subset(~left), section="R", z_um=None),
+    ]
+    alone = Kriging(term(), None, CONFIG).fit(parts[:1], target())
+    shared = Kriging(term(), identity_stack(parts), CONFIG).fit(parts[:1], target())
+    assert alone._home(whole.slide) == 0
+    assert shared._home(whole.slide) == NOWHERE
+    # a level that is not known is the more doubtful one
+    other = Kriging(term(), identity_stack(parts), CONFIG).fit(parts, target())
+    other.between = np.ones(GENES)
+    found = other.predict(whole.slide, whole.coords)
+    assert (found.sd_latent > 0.7).all()
 
 
 # ---- calibration
@@ -369,3 +395,42 @@ def test_evaluation_shows_its_parts_beside_it(
     alone = evaluate_sections(sections, [bench], ["probe"])
     assert "kriging without image" not in alone.summary["models"]
     assert isinstance(MODELS["kriging"](bench), Kriging)
+
+
+@pytest.mark.parametrize(("serial", "groups"), [(True, 3), (False, 3)])
+def test_sections_are_calibrated_on_whether_serial_or_not(
+    tmp_path: Path, serial: bool, groups: int
+) -> None:
+    sections = block(tmp_path, "ABC", side=10)
+    if not serial:
+        sections = [replace(s, patient=s.section, z_um=None) for s in sections]
+    model = kriging(sections).fit(sections, target())
+    assert model.calibration.held_out == groups
+    assert (model.calibration.factor != 1.0).all()
+
+
+def test_turns_leave_out_sections_of_blocks_and_regions_of_lonely_sections() -> None:
+    rng = np.random.default_rng(0)
+    home = np.repeat([0, 1, 2, 3], [40, 40, 80, 20])
+    places = Places(rng.uniform(0, 900, (180, 3)), home)
+    number = np.repeat([0, 0, 1, 2], [40, 40, 80, 20])
+    spots = Spots(number, places, np.ones(180), np.zeros((180, 0)), np.zeros((180, 1)))
+    turns = Turns.of(spots, np.arange(180), 0)
+    assert set(zip(home, turns.group, strict=True)) == {(0, 0), (1, 1), (2, 2), (3, NEVER)}
+    np.testing.assert_array_equal(turns.whole, home < 2)
+    for train, out in turns:
+        assert not set(train) & set(turns.rows[out])
+        for k in (0, 1):  # all or nothing of a section that others of its block can tell
+            assert out[home == k].all() or not out[home == k].any()
+        assert 0 < out[home == 2].sum() < 80 or not out[home == 2].any()
+    lonely = Turns.of(spots[np.flatnonzero(home == 2)], np.arange(80), 0)
+    assert len(np.unique(lonely.group)) == len(list(lonely)) == 4
+
+
+def test_a_tiny_section_is_fitted_without_calibration(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    section = block(tmp_path, "A", side=5)[0]
+    model = Kriging(ImageTerm(GeneMean, constant=True), None, CONFIG).fit([section], target())
+    assert model.calibration.held_out == 0
+    assert "not calibrated" in caplog.text

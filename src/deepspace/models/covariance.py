@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +13,7 @@ from scipy.linalg import cho_factor, cho_solve
 from scipy.linalg.lapack import dpotri
 from scipy.optimize import minimize
 from scipy.spatial.distance import pdist, squareform
+from threadpoolctl import threadpool_limits
 
 FloatArray = NDArray[np.float64]
 
@@ -26,7 +29,7 @@ START = np.log([0.3, 0.3, 0.1, 0.1, 150.0, 40.0, 0.1, 800.0, 100.0])
 # standard deviation of the normal prior of each logarithm
 SPREAD = np.array([2.0, 2.0, 2.0, 2.0, 1.0, 1.0, 2.0, 1.0, 1.0])
 TERMS = (3, 6)
-# variance of the unknown level of a section: so wide that levels are not compared
+# variance of the unknown level of a section: that of a whole component, wider than levels differ
 LEVEL = 1.0
 # keeps matrices invertible
 FLOOR = 1e-4
@@ -183,22 +186,29 @@ def misfit(log: FloatArray, patch: Patch) -> tuple[float, FloatArray]:
     return value, gradient
 
 
-def fit_covariance(patches: Sequence[Patch], *, steps: int = 30) -> Covariance:
+def fit_covariance(
+    patches: Sequence[Patch], near: Covariance | None = None, *, steps: int = 30
+) -> Covariance:
     """Most likely covariance of a group of components: composite likelihood over patches.
 
     Log-normal priors, weak beside some hundred spots, keep ranges near where they start where
-    the data say nothing of them. A weight that explains nothing goes to 0.
+    the data say nothing of them. A weight that explains nothing goes to 0. The search starts from
+    a covariance that should be `near`.
     """
 
     def objective(log: FloatArray) -> tuple[float, FloatArray]:
         pulled = (log - START) / SPREAD
         value, gradient = 0.5 * float(pulled @ pulled), pulled / SPREAD
-        for patch in patches:
-            more, slope = misfit(log, patch)
+        for more, slope in pool.map(partial(misfit, log), patches):
             value, gradient = value + more, gradient + slope
         return value, gradient
 
+    start = START if near is None else near.log
     bounds = list(zip(START - 3.5 * SPREAD, START + 3.5 * SPREAD, strict=True))
-    options = {"maxiter": steps, "ftol": 1e-6}
-    found = minimize(objective, START, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
+    options = {"maxiter": steps, "ftol": 1e-5}
+    # a thread a patch; threads inside a matrix of some hundred rows cost more than they bring
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(len(patches)) as pool:
+        found = minimize(
+            objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options
+        )
     return Covariance(np.asarray(found.x, dtype=np.float64))

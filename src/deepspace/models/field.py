@@ -93,6 +93,11 @@ class Group:
     scale: FloatArray
     covariance: Covariance
 
+    @property
+    def spatial_variance(self) -> float:
+        """Variance of all its components over place and depth."""
+        return self.covariance.sill * float((self.scale**2).sum())
+
 
 @dataclass(frozen=True)
 class Solving:
@@ -118,7 +123,8 @@ class Estimate:
     mean, variance : ndarray, shape (points, components)
         Of the component without noise of measurement.
     reach : ndarray, shape (points,)
-        Largest correlation with a measured spot, in any group.
+        Largest correlation with a measured spot, the mean over groups by how much they vary over
+        place and depth.
     """
 
     mean: FloatArray
@@ -172,6 +178,8 @@ class Field:
     def __init__(self, spots: Spots, groups: Sequence[Group], solving: Solving) -> None:
         self.groups = list(groups)
         self.parts = [GroupField(spots, group, solving) for group in groups]
+        told = np.array([group.spatial_variance for group in groups])
+        self.shares = told / told.sum()
         self.blocks = {int(block) for block in np.unique(spots.block)}
 
     def at(self, points: Points) -> Estimate:
@@ -181,11 +189,11 @@ class Field:
         reach = np.zeros(len(points))
         for start in range(0, len(points), CHUNK):
             rows = slice(start, start + CHUNK)
-            for part in self.parts:
+            for part, share in zip(self.parts, self.shares, strict=True):
                 columns, scale = part.group.columns, part.group.scale
                 mean[rows, columns], own, near = part.at(points[rows])
                 variance[rows, columns] = own[:, None] * scale**2
-                reach[rows] = np.maximum(reach[rows], near)
+                reach[rows] += share * near
         return Estimate(mean, variance, reach)
 
 
@@ -224,10 +232,11 @@ def learn_groups(spots: Spots, edges: Sequence[int], patches: Sequence[IntArray]
         )
         for rows in patches
     ]
-    groups = []
+    groups: list[Group] = []
     for start, stop in pairwise(edges):
         columns = slice(start, stop)
         scale = np.maximum(spots.values[:, columns].std(axis=0), 1e-9)
         own = [p.only(columns, scale) for p in shapes]
-        groups.append(Group(columns, scale, fit_covariance(own)))
+        near = groups[-1].covariance if groups else None
+        groups.append(Group(columns, scale, fit_covariance(own, near)))
     return groups

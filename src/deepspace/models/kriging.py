@@ -13,7 +13,6 @@ from deepspace.core.config import KrigingConfig
 from deepspace.core.progress import log
 from deepspace.data.splits import Fold, SplitOptions, make_folds, widest_step
 from deepspace.data.targets import Target
-from deepspace.data.transforms import total_counts
 from deepspace.io.section import Section
 from deepspace.io.slide import Slide
 from deepspace.models.base import Arrays, FloatArray, Prediction, SavablePredictor, learnable
@@ -32,6 +31,7 @@ from deepspace.models.field import (
 )
 from deepspace.models.neighbours import NOWHERE, Places
 from deepspace.models.probe import Extractor, level_variance, measurement_noise
+from deepspace.models.turns import CALIBRATION_BLOCKS, PATCHES, Turns, patches
 from deepspace.registration.stack import Located, Place, Stack, block_of_section, place_of
 from deepspace.registration.transform import Transform
 
@@ -39,14 +39,10 @@ IntArray = NDArray[np.int64]
 
 # directions of the features that take part
 FEATURES = 192
-# spots of a part of the likelihood, and most parts
-PATCH, PATCHES = 600, 3
 # at this correlation with the nearest spot neighbours begin to tell, and at this they fully do
 FIRST_REACH, FULL_REACH = 0.01, 0.05
 # blocks left out in turn where there is one section
 BLOCKS = 4
-# sections or blocks that are left out for the calibration
-CALIBRATION_FOLDS = 6
 # least share of the variance of a measurement that is left for what is measured itself
 LEAST_LATENT = 0.05
 ARRAYS = ("offset", "between", "basis", "leftover", "noise", "x_mean", "projection")
@@ -76,14 +72,6 @@ class ImageTerm:
     def apart(self) -> bool:
         """Whether the neighbours are learnt on what the image leaves."""
         return self.extractor is None and not self.constant
-
-
-@dataclass(frozen=True)
-class _Labels:
-    """What is kriged of each spot (spots, names), less the offset, and its thinness (spots,)."""
-
-    values: FloatArray
-    thinness: FloatArray
 
 
 class Kriging:
@@ -127,20 +115,19 @@ class Kriging:
         places = [self.stack.locate(s.slide, s.coords) for s in sections]
         located = [found for found in places if found is not None]  # `_with_all` left none out
         self.blocks = list(dict.fromkeys(found.block for found in located))
-        self.homes = list(dict.fromkeys(s.slide.content_hash() for s in sections))
-        folds = self._folds(sections)
-        labels = self._labels(sections, goal, folds)
+        self.homes = [s.slide.content_hash() for s in sections]
+        labels = self._labels(sections, goal)
         self.noise = np.mean([measurement_noise(s, goal, self.seed) for s in sections], axis=0)
         features = self._learn_features(sections)
         values = self._learn_basis(labels, len(goal.names))
-        self.spots = self._spots(sections, located, features, values)
-        self.groups = learn_groups(self.spots, group_edges(values.shape[1]), self._patches())
+        self.spots = self._spots(sections, goal, located, features, values)
+        looked_at = patches(self.spots, PATCHES, self.seed)
+        self.groups = learn_groups(self.spots, group_edges(values.shape[1]), looked_at)
         for group in self.groups:
             log.debug("kriging: components %s: %s", group.columns, group.covariance.describe())
         self.field = Field(self.spots, self.groups, self._solving())
-        thinness = np.concatenate([goal.thinness(s.require_counts()) for s in sections])
         known = np.concatenate(labels)[:, : len(goal.names)] - self.offset
-        self.calibration = self._calibrate(sections, folds, _Labels(known, thinness))
+        self.calibration = self._calibrate(sections, known)
         log.info("kriging: %s", self.calibration.describe())
         return self
 
@@ -153,14 +140,12 @@ class Kriging:
         options = SplitOptions(max(2, min(BLOCKS, spots // 15)), 0.0, self.seed)
         return make_folds(sections, widest_step(sections, "section"), options)
 
-    def _labels(
-        self, sections: Sequence[Section], goal: Target, folds: Sequence[Fold]
-    ) -> list[FloatArray]:
+    def _labels(self, sections: Sequence[Section], goal: Target) -> list[FloatArray]:
         """What is kriged, of every section (spots, names and others)."""
         if not self.term.apart:
             return [goal.wide.encode(s.require_counts()) for s in sections]
         labels = {s.section: goal.encode(s.require_counts()) for s in sections}
-        for part in left_out(self.term.build, sections, goal, folds):
+        for part in left_out(self.term.build, sections, goal, self._folds(sections)):
             labels[part.section.section][part.rows] -= part.prediction.mean
         return [labels[s.section] for s in sections]
 
@@ -193,102 +178,89 @@ class Kriging:
     def _spots(
         self,
         sections: Sequence[Section],
+        goal: Target,
         located: Sequence[Located],
         features: Sequence[FloatArray],
         values: FloatArray,
     ) -> Spots:
-        depths = [total_counts(s.require_counts()) for s in sections]
-        typical = float(np.median(np.concatenate(depths)))
         return Spots(
             block=np.concatenate(
                 [np.full(len(x.xyz), self.blocks.index(x.block)) for x in located]
             ),
             places=Places(
                 np.concatenate([x.xyz for x in located]),
-                np.concatenate([np.full(len(s.coords), self._home(s.slide)) for s in sections]),
+                np.repeat(np.arange(len(sections)), [len(s.coords) for s in sections]),
             ),
-            thinness=typical / np.maximum(np.concatenate(depths), 1.0),
+            thinness=np.concatenate([goal.thinness(s.require_counts()) for s in sections]),
             features=np.concatenate(features),
             values=values,
         )
 
     def _home(self, slide: Slide) -> int:
+        """Training section that a point of the slide belongs to, as far as the slide tells."""
         digest = slide.content_hash()
-        return self.homes.index(digest) if digest in self.homes else NOWHERE
+        if digest not in self.homes or (self.stack and self.stack.shared(slide)):
+            return NOWHERE
+        return self.homes.index(digest)
 
-    def _patches(self) -> list[IntArray]:
-        """Spots around a few centres, that the likelihood looks at; all of a small block."""
-        rng = np.random.default_rng(self.seed)
-        found = []
-        for block in np.unique(self.spots.block):
-            rows = np.flatnonzero(self.spots.block == block)
-            if len(rows) <= PATCH:
-                found.append(rows)
-                continue
-            xy = self.spots.places.xyz[rows, :2]
-            for centre in rng.choice(len(rows), PATCHES, replace=False):
-                near = np.argsort(((xy - xy[centre]) ** 2).sum(axis=1), kind="stable")
-                found.append(np.sort(rows[near[:PATCH]]))
-        if len(found) > PATCHES:
-            found = [found[k] for k in np.sort(rng.choice(len(found), PATCHES, replace=False))]
-        return found
-
-    def _calibrate(
-        self, sections: Sequence[Section], folds: Sequence[Fold], labelled: _Labels
-    ) -> Calibration:
-        """Factors of the sd from spots left out of the neighbours, among those of the patches."""
-        ends = np.cumsum([0, *(len(s.coords) for s in sections)])
-        start = {s.section: int(k) for s, k in zip(sections, ends, strict=False)}
-        looked_at = np.unique(np.concatenate(self._patches()))
-        whole = widest_step(sections, "section") == "section"
-        errors, sds, numbers = [], [], []
-        for number, fold in enumerate(folds[:CALIBRATION_FOLDS]):
-            train, test = (
-                np.intersect1d(_rows(masks, start), looked_at) for masks in (fold.train, fold.test)
-            )
-            if not len(train):
-                continue
-            for error, sd in self._without(train, test, labelled, whole=whole):
+    def _calibrate(self, sections: Sequence[Section], labels: FloatArray) -> Calibration:
+        """Factors of the sd from spots that are left out of the neighbours in turn."""
+        looked_at = np.concatenate(patches(self.spots, CALIBRATION_BLOCKS, self.seed))
+        turns = Turns.of(self.spots, np.unique(looked_at), self.seed)
+        errors, sds, groups = [], [], []
+        for train, out in turns:
+            for rows, error, sd in self._without(train, turns.rows[out], turns.whole[out], labels):
                 errors.append(error)
                 sds.append(sd)
-                numbers.append(np.full(len(error), number))
-        if not sum(len(part) for part in errors):
+                groups.append(turns.group[np.searchsorted(turns.rows, rows)])
+        if not errors:
+            log.warning("kriging: sd is not calibrated: there are too few spots to leave some out")
             return Calibration.none(len(self.target.names))
         told = np.concatenate(sds)
-        by = self.explained()
-        found = calibrate(np.concatenate(errors), told, np.concatenate(numbers), by)
-        alone = [
-            self.image.predict(s.slide, s.coords[own]).sd
-            for s, k in zip(sections, ends, strict=False)
-            if len(own := looked_at[(looked_at >= k) & (looked_at < k + len(s.coords))] - k)
-        ]
-        size = np.mean((told * found.factor) ** 2, axis=0) / np.mean(np.concatenate(alone) ** 2, 0)
+        found = calibrate(np.concatenate(errors), told, np.concatenate(groups), self.explained())
         # the image alone is no surer than image and neighbours
+        alone = self._image_variance(sections, turns.rows)
+        size = np.mean((told * found.factor) ** 2, axis=0) / alone
         return replace(found, image_factor=np.sqrt(np.maximum(size, 1.0)))
 
     def _without(
-        self, train: IntArray, test: IntArray, labelled: _Labels, *, whole: bool
-    ) -> Iterator[tuple[FloatArray, FloatArray]]:
-        """Errors and sd (spots, names) of `test` from `train` alone, for every block.
+        self, train: IntArray, test: IntArray, whole: NDArray[np.bool_], labels: FloatArray
+    ) -> Iterator[tuple[IntArray, FloatArray, FloatArray]]:
+        """Rows of `test`, their errors and sd (rows, names) from `train` alone, by block.
 
-        `whole` sections are left out: their level is not known, and does not tell the mean of the
-        levels either.
+        The level of a section that is left out as a `whole` is not known, and does not tell the
+        mean of the levels either.
         """
         spots = self.spots[train]
         shift, genes_shift = (
             np.zeros(values.shape[1]) if self.term.apart else _mean_level(values, spots.places.home)
-            for values in (spots.values, labelled.values[train])
+            for values in (spots.values, labels[train])
         )
         field = Field(replace(spots, values=spots.values - shift), self.groups, self._solving())
-        for block in field.blocks:
-            rows = test[self.spots.block[test] == block]
-            places = self.spots.places[rows]
-            if whole:
-                places = Places(places.xyz, np.full(len(rows), NOWHERE))
+        home = np.where(whole, NOWHERE, self.spots.places.home[test])
+        for block in sorted(field.blocks):
+            own = self.spots.block[test] == block
+            if not own.any():
+                continue
+            rows = test[own]
+            places = Places(self.spots.places.xyz[rows], home[own])
             points = Points(block, places, self.spots.features[rows])
             mean, variance, latent = self._genes(field.at(points), places.home)
-            noise = (variance - latent) * labelled.thinness[rows, None]
-            yield labelled.values[rows] - genes_shift - mean, np.sqrt(latent + noise)
+            noise = (variance - latent) * self.spots.thinness[rows, None]
+            yield rows, labels[rows] - genes_shift - mean, np.sqrt(latent + noise)
+
+    def _image_variance(self, sections: Sequence[Section], rows: IntArray) -> FloatArray:
+        """Mean variance that the image term tells at some of the spots, shape (names,)."""
+        total, start = np.zeros(len(self.target.names)), 0
+        for section in sections:
+            stop = start + len(section.coords)
+            own = rows[(rows >= start) & (rows < stop)] - start
+            if len(own):
+                # features of whole sections are at hand
+                sd = self.image.predict(section.slide, section.coords).sd[own]
+                total += (sd**2).sum(axis=0)
+            start = stop
+        return total / len(rows)
 
     def explained(self) -> FloatArray:
         """Share of each gene's variance that varies over the tissue, shape (names,)."""
@@ -422,11 +394,6 @@ def _mean_level(values: FloatArray, home: IntArray) -> FloatArray:
     """Mean over sections of their mean values, shape (columns,)."""
     level: FloatArray = np.mean([values[home == k].mean(axis=0) for k in np.unique(home)], axis=0)
     return level
-
-
-def _rows(masks: Mapping[str, NDArray[np.bool_]], start: Mapping[str, int]) -> IntArray:
-    found = [np.flatnonzero(mask) + start[name] for name, mask in masks.items()]
-    return np.sort(np.concatenate(found)).astype(np.int64)
 
 
 def _blend(near: FloatArray, variance: FloatArray, sd: FloatArray) -> FloatArray:

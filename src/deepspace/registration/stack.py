@@ -73,6 +73,11 @@ class Stack:
         digest = slide.content_hash()
         return next((place for place in self.places if place.slide_sha256 == digest), None)
 
+    def shared(self, slide: Slide) -> bool:
+        """Tell whether several sections lie on this scan."""
+        digest = slide.content_hash()
+        return sum(place.slide_sha256 == digest for place in self.places) > 1
+
     def locate(self, slide: Slide, coords: ArrayLike) -> Located | None:
         """Find points of a slide in its block.
 

@@ -77,7 +77,7 @@ def registered(
         return np.frombuffer(_to_bytes(Registered(stack, tuple(links))), np.uint8)
 
     found = _from_bytes((make() if cache is None else cache.get(recipe, make)).tobytes())
-    for line in _told(sections, found):
+    for line in _told([s for s in sections if s.section not in shared], found):
         log.info(line)
     return found
 
@@ -90,7 +90,9 @@ def _told(sections: Sequence[Section], found: Registered) -> list[str]:
         if not link.registration.accepted
     ]
     blocks = [place.block for place in found.stack.places]
-    for section, block in zip(sections, blocks, strict=True):
+    placed = {(place.patient, place.section): place.block for place in found.stack.places}
+    for section in sections:
+        block = placed[section.patient, section.section]
         others = [s for s in sections if s.patient == section.patient and s is not section]
         if others and blocks.count(block) == 1:
             why = "has no z_um" if section.z_um is None else "matches none of its neighbours"
