@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,7 +12,9 @@ import pytest
 from anndata import AnnData
 
 from deepspace.core import keys
-from deepspace.core.config import CompleteConfig, FailedConfig, QCConfig
+from deepspace.core.config import CompleteConfig, Config, FailedConfig, QCConfig
+from deepspace.core.errors import InputError
+from deepspace.core.files import file_name
 from deepspace.data.failed import find_failed
 from deepspace.data.targets import ExpressionTarget
 from deepspace.data.tissue import tissue_mask
@@ -18,11 +22,22 @@ from deepspace.data.transforms import Null
 from deepspace.io.section import Section
 from deepspace.io.slide import Slide
 from deepspace.models.base import FloatArray, Prediction
+from deepspace.output.volume import open_volume
 from deepspace.registration.stack import Stack, identity_stack
 from deepspace.simulate import BlockConfig, simulate_block
+from deepspace.workflows import volume
 from deepspace.workflows.beside import beside_measured
 from deepspace.workflows.cohort import read_cohort
-from deepspace.workflows.volume import Layer, around, predict_plane, volume_grid
+from deepspace.workflows.complete import complete
+from deepspace.workflows.experiment import Experiment
+from deepspace.workflows.volume import (
+    Layer,
+    _layers,
+    _write,
+    around,
+    predict_plane,
+    volume_grid,
+)
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +113,60 @@ def test_the_volume_covers_the_tissue_from_the_first_section_to_the_last(
     assert coarse.shape[0] == 2
 
 
+@pytest.mark.parametrize(
+    ("depths", "z_um", "planes"),
+    [
+        ((0.0, 30.0, 100.0), None, [10.0 * k for k in range(11)]),
+        ((0.0, 31.7, 100.0), None, np.linspace(0, 100, 8)),
+        ((0.0, 30.0, 100.0), 60.0, [0.0, 50.0, 100.0]),
+        ((0.0, 1.0, 1000.0), None, np.linspace(0, 1000, 101)),
+    ],
+)
+def test_the_first_and_the_last_section_have_a_plane_whatever_their_depths(
+    sections: list[Section],
+    layers: list[Layer],
+    depths: tuple[float, ...],
+    z_um: float | None,
+    planes: list[float],
+) -> None:
+    uneven = [
+        replace(x, place=replace(x.place, z_um=z)) for x, z in zip(layers, depths, strict=True)
+    ]
+    found = volume_grid(uneven, sections, CompleteConfig(volume_z_um=z_um, volume_um=100.0)).z_um
+    np.testing.assert_allclose(found, planes, atol=1e-9)
+
+
+def test_the_volume_is_that_of_measured_sections(sections: list[Section]) -> None:
+    bare = [sections[0], *(replace(s, counts=None) for s in sections[1:])]
+    places = identity_stack(bare).places
+    blocks = [replace(p, block=b) for p, b in zip(places, "ABB", strict=True)]
+    found = _layers(bare, Stack(tuple(blocks)))
+    assert [x.section.section for x in found] == [sections[0].section]
+    assert _layers(bare[1:], Stack(tuple(blocks))) == []
+
+
+def test_a_plane_is_the_same_in_chunks(
+    sections: list[Section], layers: list[Layer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = volume_grid(layers, sections, CompleteConfig(volume_um=60.0))
+    planes = []
+    for chunk in (7, 100_000):
+        monkeypatch.setattr(volume, "CHUNK", chunk)
+        path = tmp_path / f"{chunk}.ome.zarr"
+        chosen = (["depth"], np.array([1]))
+        _write(path, grid, layers, DepthOf(sections), chosen)
+        planes.append(open_volume(path).plane(1, "depth"))
+    np.testing.assert_array_equal(planes[0], planes[1])
+    assert np.isfinite(planes[0][0]).any()
+
+
+@pytest.mark.parametrize("name", ["Layer 2/3", "T/NK", "..", "a:b", "../up", "Layer_2_3", "HLA-A"])
+def test_any_name_makes_a_file_name(name: str, tmp_path: Path) -> None:
+    (tmp_path / f"volume-{file_name(name)}.png").write_text("")
+    assert len(list(tmp_path.iterdir())) == 1
+    assert file_name(name) != file_name("Layer 2_3")
+
+
 def predicted(section: Section, genes: list[str]) -> AnnData:
     assert section.spots is not None
     names = section.spots.index[section.spots[keys.IN_TISSUE].to_numpy(dtype=bool)]
@@ -139,3 +208,90 @@ def test_spots_without_counts_have_no_measurement(sections: list[Section]) -> No
     lost = section.require_counts().obs_names[:5]
     assert (found.obs.loc[lost, "reason"] == "no counts").all()
     assert np.isnan(found[lost].layers["measured"]).all()
+
+
+# ---- what a run starts from
+
+
+def more_counts(section: Section) -> Section:
+    counts = section.require_counts().copy()
+    counts.X = counts.X.copy()
+    counts.X.data[0] += 1
+    return replace(section, counts=counts)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda s: replace(s, z_um=7.0),
+        lambda s: replace(s, patient="someone else"),
+        lambda s: replace(s, section="S9"),
+        lambda s: replace(s, slide=s.slide.with_mpp(s.slide.require_mpp() * 1.01, "test")),
+        more_counts,
+    ],
+)
+def test_any_change_of_a_section_makes_another_run(sections: list[Section], change: Any) -> None:
+    config = Config().with_values(qc={"min_counts": 50, "min_genes": 5})
+    found = Experiment.read(sections, config, None).fingerprint()
+    assert Experiment.read(sections, config, None).fingerprint() == found
+    other = Experiment.read([change(sections[0]), *sections[1:]], config, None).fingerprint()
+    assert other[0] != found[0]
+    assert other[1:] == found[1:]
+
+
+def test_points_that_do_not_exist_are_told_before_anything_is_trained(
+    sections: list[Section], tmp_path: Path
+) -> None:
+    assert sections[0].spots is not None
+    two = replace(sections[0], counts=None, spots=sections[0].spots[:2])
+    with pytest.raises(InputError) as told:
+        complete([two, *sections[1:]], tmp_path / "out", config=Config())
+    assert f"{sections[0].section}, --at between" in str(told.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_measured_section_without_a_table_of_spots_is_predicted_at_what_was_measured(
+    sections: list[Section],
+) -> None:
+    bare = replace(sections[0], spots=None)
+    found = Experiment.read([bare, *sections[1:]], Config(), None)
+    points = found.points[bare.section, "spots"]
+    np.testing.assert_array_equal(points.coords, bare.coords)
+    assert points.obs[keys.MEASURED].all()
+
+
+@pytest.mark.parametrize("part", ["out", ".out-partial"])
+def test_inputs_inside_the_output_are_refused(
+    sections: list[Section], tmp_path: Path, part: str
+) -> None:
+    config = BlockConfig.preset("tiny", seed=5, unmeasured=("S2",))
+    sheet = simulate_block(config).write(tmp_path / part / "block")
+    settings = Config().with_values(qc={"min_counts": 50, "min_genes": 5})
+    (tmp_path / "out").mkdir(exist_ok=True)
+    (tmp_path / "out" / "run.json").write_text("{}")
+    with pytest.raises(InputError, match="holds the input"):
+        complete(sheet, tmp_path / "out", config=settings, overwrite=True)
+    assert sheet.exists()
+    failed = tmp_path / part / "failed.csv"
+    barcode = sections[0].require_counts().obs_names[0]
+    failed.write_text(f"section,barcode\n{sections[0].section},{barcode}\n")
+    with pytest.raises(InputError, match=r"failed\.csv"):
+        complete(sections, tmp_path / "out", config=settings, failed=failed, overwrite=True)
+    assert failed.exists()
+
+
+def test_serial_sections_are_scored_one_by_one(sections: list[Section]) -> None:
+    def split(patients: str, **changes: Any) -> str:
+        own = [replace(s, patient=p) for s, p in zip(sections, patients, strict=True)]
+        config = Config().with_values(qc={"min_counts": 50, "min_genes": 5}, **changes)
+        return Experiment.read(own, config, None).config.split.how
+
+    assert split("PPP") == "section"
+    assert split("PPQ") == "auto"  # S2 is not measured: nobody has two
+    assert split("PQP") == "section"
+    assert split("PQP", split={"how": "patient"}) == "patient"
+
+
+def test_ids_that_name_no_file_are_refused_in_memory_too(sections: list[Section]) -> None:
+    with pytest.raises(InputError, match="holds no /"):
+        read_cohort([replace(sections[0], section="A/B"), *sections[1:]])

@@ -72,7 +72,8 @@ def test_its_model_predicts_the_same(sheet: Path, done: Path) -> None:
     assert np.allclose(again.X, there.X, rtol=1e-5)
     image = predict(done / "model", sheet, section="S2", at="spots", image_only=True)
     assert np.abs(image.X - there.X).max() > 0.01
-    assert (there.layers["sd"] <= image.layers["sd"] * 1.0001).all()
+    sds = [found.layers["sd"].mean(axis=0) for found in (there, image)]
+    assert (sds[0] <= sds[1] * 1.01).all()
 
 
 def test_a_finished_result_is_not_touched(sheet: Path, done: Path) -> None:

@@ -62,3 +62,28 @@ def test_a_finished_result_stays_until_the_next_is_done(tmp_path: Path) -> None:
         (folder / "new").write_text("new")
     assert sorted(p.name for p in out.iterdir()) == ["new", STAMP]
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_a_killed_run_left_beside_does_not_stop_the_next(tmp_path: Path) -> None:
+    out, left = tmp_path / "out", tmp_path / ".out-old"
+    for folder in (out, left):
+        folder.mkdir()
+        (folder / "file").write_text("of an earlier run")
+    with resumable_folder(out, {"seed": 1}, overwrite=True) as folder:
+        (folder / "new").write_text("new")
+    assert sorted(p.name for p in out.iterdir()) == ["new", STAMP]
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_two_runs_do_not_work_in_one_folder(tmp_path: Path, seed: int) -> None:
+    pytest.importorskip("fcntl")
+    out = tmp_path / "out"
+    with resumable_folder(out, {"seed": 0}, overwrite=False) as folder:
+        (folder / ".step-x").write_text("half of a step")
+        with (
+            pytest.raises(InputError, match="another run is at work"),
+            resumable_folder(out, {"seed": seed}, overwrite=True),
+        ):
+            pass
+        assert (folder / ".step-x").exists()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -119,3 +121,16 @@ def test_too_few_spots_to_stand_between() -> None:
         between_spots(np.zeros((1, 2)))
     with pytest.raises(InputError, match="grid"):
         between_spots(np.array([[0.0, 0.0], [1.0, 0.0], [2.0, 0.0]]))
+
+
+def test_small_sections_are_blanked_in_fewer_regions_or_not_at_all(tmp_path: Path) -> None:
+    sizes = {"A": 9, "B": 6, "C": 4}
+    sections = [
+        make_section(tmp_path, name, np.ones((n * n, 3)), lattice(n)) for name, n in sizes.items()
+    ]
+    folds = make_folds(sections, "blob", SplitOptions(folds=5))
+    assert [f.name[0] for f in folds] == ["A"] * 5 + ["B"] * 3
+    for fold in folds:
+        assert fold.train["C"].all()
+    with pytest.raises(InputError, match="at least 20 spots"):
+        make_folds(sections[2:], "blob", SplitOptions(folds=5))

@@ -342,7 +342,8 @@ class CompleteConfig(StrictModel):
         the spot.
     score_within
         Also score by blanking regions of each section (split ``blob``): what `failed` spots and
-        points between spots are worth. The model's own scores are of whole sections held out.
+        points between spots are worth. The model's own scores are of whole sections held out,
+        also under ``split.how = "auto"`` if a patient has two measured serial sections.
     volume
         Predict planes between the sections where there are at least two in depth.
     volume_um, volume_z_um

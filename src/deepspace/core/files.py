@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -70,6 +71,20 @@ def refuse_inputs(out: Path, inputs: Iterable[Path]) -> None:
         source = path.resolve()
         if source == target or target in source.parents:
             raise InputError(f"{out}: is or holds the input {path}; choose another --out")
+
+
+def file_name(name: str) -> str:
+    """Name of a file for a gene or a cluster, whatever it is called; different for different names.
+
+    Examples
+    --------
+    >>> file_name("HLA-A"), file_name("Layer 2/3")
+    ('HLA-A', 'Layer_2_3-5cfdb4')
+    """
+    safe = re.sub(r"[^A-Za-z0-9._-]", "_", name).lstrip(".")
+    if safe == name:
+        return name
+    return f"{safe}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
 
 
 @contextmanager

@@ -9,6 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks
+    fcntl = None  # type: ignore[assignment]
+
 from deepspace.core.errors import InputError
 from deepspace.core.files import atomic_path
 from deepspace.core.progress import log
@@ -43,11 +48,15 @@ def resumable_folder(path: Path, stamp: Mapping[str, Any], *, overwrite: bool) -
     Raises
     ------
     InputError
-        If an unfinished run with another stamp is there, and `overwrite` is false.
+        If an unfinished run with another stamp is there, and `overwrite` is false; or if another
+        process is at work there.
     """
     path = path.resolve()
     partial = partial_folder(path)
     text = json.dumps(stamp, indent=1, sort_keys=True, allow_nan=False) + "\n"
+    if (partial / STAMP).exists():
+        with _alone(partial):
+            pass
     if partial.exists() and _read(partial / STAMP) != text:
         if not overwrite:
             raise InputError(
@@ -61,13 +70,31 @@ def resumable_folder(path: Path, stamp: Mapping[str, Any], *, overwrite: bool) -
     if not (partial / STAMP).exists():
         with atomic_path(partial / STAMP) as temporary:
             temporary.write_text(text, encoding="utf-8")
-    _drop_unfinished(partial)
-    yield partial
-    retired = path.with_name(f".{path.name}-old")
-    if path.exists():
-        path.replace(retired)
-    partial.replace(path)
-    shutil.rmtree(retired, ignore_errors=True)
+    with _alone(partial):
+        _drop_unfinished(partial)
+        yield partial
+        retired = path.with_name(f".{path.name}-old")
+        if path.exists():
+            shutil.rmtree(retired, ignore_errors=True)
+            path.replace(retired)
+        partial.replace(path)
+        shutil.rmtree(retired, ignore_errors=True)
+
+
+@contextmanager
+def _alone(partial: Path) -> Iterator[None]:
+    """Hold the folder, so that no second run works in it; the system lets go when a run dies."""
+    with (partial / STAMP).open("rb") as stamp:
+        try:
+            if fcntl is not None:
+                fcntl.flock(stamp, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(
+                f"{partial}: another run is at work here; wait for it, or choose another --out"
+            ) from error
+        except OSError:
+            log.debug("%s: this file system has no locks", partial)
+        yield
 
 
 def _read(path: Path) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,9 +11,14 @@ from scipy.spatial import cKDTree
 from sklearn.cluster import KMeans
 
 from deepspace.core.errors import InputError
+from deepspace.core.progress import log_once
 from deepspace.io.section import Section
 
 BoolArray = NDArray[np.bool_]
+
+# spots of a region that is held out, and of a section that can be blanked in parts
+LEAST_REGION = 10
+LEAST_BLANKED = 2 * LEAST_REGION
 
 LEAK_WARNING = (
     "random spots leak: a held-out spot's neighbours, whose patches overlap or adjoin its own, "
@@ -147,7 +152,7 @@ def _by_block(sections: Sequence[Section], options: SplitOptions) -> list[Fold]:
 
 def blocks(section: Section, options: SplitOptions) -> NDArray[np.int64]:
     """Label every spot with one of `folds` compact regions (k-means of the coordinates)."""
-    if len(section.coords) < 10 * options.folds:
+    if len(section.coords) < LEAST_REGION * options.folds:
         raise InputError(
             f"section {section.section}: {len(section.coords)} spots are too few for "
             f"{options.folds} blocks; use fewer folds ([split] folds), or measure more sections"
@@ -159,12 +164,25 @@ def blocks(section: Section, options: SplitOptions) -> NDArray[np.int64]:
 
 def _by_blob(sections: Sequence[Section], options: SplitOptions) -> list[Fold]:
     """Compact regions of one section at a time, everything else measured: failed spots."""
-    return [
-        _blanked(sections, section, labels == k, f"{section.section} blob {k + 1}")
-        for section in sections
-        for labels in [blocks(section, options)]
-        for k in range(options.folds)
-    ]
+    folds = []
+    for section in sections:
+        regions = min(options.folds, len(section.coords) // LEAST_REGION)
+        if regions < options.folds:
+            log_once(
+                f"section {section.section}: {len(section.coords)} spots, so "
+                + (f"{regions} regions are blanked" if regions > 1 else "nothing of it is blanked")
+            )
+        if regions > 1:
+            labels = blocks(section, replace(options, folds=regions))
+            folds += [
+                _blanked(sections, section, labels == k, f"{section.section} blob {k + 1}")
+                for k in range(regions)
+            ]
+    if not folds:
+        raise InputError(
+            f"--split blob needs a section with at least {LEAST_BLANKED} spots; use another split"
+        )
+    return folds
 
 
 def _by_alternate(sections: Sequence[Section], options: SplitOptions) -> list[Fold]:

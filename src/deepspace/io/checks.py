@@ -52,11 +52,21 @@ def check_cohort(sections: Sequence[Section]) -> None:
     names = [section.section for section in sections]
     for name in sorted({name for name in names if names.count(name) > 1}):
         problems.add(f"section {name!r} occurs more than once; give unique ids")
+    for name in names:
+        for message in section_id_problems(name):
+            problems.add(f"section {name!r}: {message}")
     for message in _repeated_sections(sections):
         problems.add(message)
     for message in gene_name_problems(sections):
         problems.add(message)
     problems.raise_if_any()
+
+
+def section_id_problems(name: str) -> list[str]:
+    """What is wrong with a section id: it names files, and groups inside them."""
+    if "/" in name or name.startswith("."):
+        return ["a section id holds no / and does not start with a dot; rename it"]
+    return []
 
 
 def _repeated_sections(sections: Sequence[Section]) -> Iterator[str]:

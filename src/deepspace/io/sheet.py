@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from deepspace.core.errors import InputError, Problems
-from deepspace.io.checks import check_cohort
+from deepspace.io.checks import check_cohort, section_id_problems
 from deepspace.io.clusters import add_cluster_table
 from deepspace.io.detect import read_parts
 from deepspace.io.parts import Parts, Request
@@ -171,9 +171,8 @@ def _row(path: Path, cells: dict[str, str], problems: Problems) -> Row:
     for name in REQUIRED:
         if not cells[name]:
             problems.add(f"{where}: {name} is empty; give one")
-    if "/" in cells["section"] or cells["section"].startswith("."):
-        # the id names files, and groups inside them
-        problems.add(f"{where}: a section id holds no / and does not start with a dot; rename it")
+    for fault in section_id_problems(cells["section"]):
+        problems.add(f"{where}: {fault}")
     paths = {name: path.parent / Path(value).expanduser() for name, value in found.items()}
     for name, file in paths.items():
         if not file.exists():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -283,6 +284,12 @@ class Kriging:
         variance = told + self._component_noise() @ squares + self.leftover
         latent = np.maximum(variance - self.noise, LEAST_LATENT * variance)
         return found.mean @ self.basis.T, variance, latent
+
+    def without_neighbours(self) -> Kriging:
+        """The same model for which every slide lies out of reach: its image term."""
+        alone = copy.copy(self)
+        alone.stack = None
+        return alone
 
     def predict(self, slide: Slide, coords: FloatArray) -> Prediction:
         """Predict at `coords`, shape (points, 2)."""

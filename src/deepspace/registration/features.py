@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -24,23 +25,27 @@ _TRIALS = 2000
 
 
 def from_key_points(
-    moving: Picture, fixed: Picture, freedom: str, tolerance_um: float, seed: int
+    moving: Picture, fixed: Picture, freedoms: Collection[str], tolerance_um: float, seed: int
 ) -> list[Transform]:
-    """Fit maps to matched SIFT key points, as the slide lies and mirrored.
+    """Fit maps of some kinds (keys of `MODELS`) to matched SIFT key points, also mirrored.
 
     Lowe (International Journal of Computer Vision 60:91, 2004) for the key points; RANSAC
     (Fischler & Bolles, Communications of the ACM 24:381, 1981) for the map.
 
     Returns
     -------
-    At most one map each way; none where fewer than eight matches agree.
+    At most one map of each kind each way; none where fewer than eight matches agree.
     """
     target = _key_points(fixed)
     found = []
     for view, way in ((moving, Transform.identity()), (moving.mirrored(), moving.mirror())):
-        fitted = _fit(_key_points(view), target, freedom, tolerance_um, seed)
-        if fitted is not None:
-            found.append(way.then(fitted))
+        matched = _match(_key_points(view), target)
+        if matched is None:
+            continue
+        for freedom in freedoms:
+            fitted = _fit(matched, freedom, tolerance_um, seed)
+            if fitted is not None:
+                found.append(way.then(fitted))
     return found
 
 
@@ -59,13 +64,10 @@ def _key_points(picture: Picture) -> tuple[FloatArray, FloatArray]:
     return places, sift.descriptors[on_tissue].astype(np.float64)
 
 
-def _fit(
-    moving: tuple[FloatArray, FloatArray],
-    fixed: tuple[FloatArray, FloatArray],
-    freedom: str,
-    tolerance_um: float,
-    seed: int,
-) -> Transform | None:
+def _match(
+    moving: tuple[FloatArray, FloatArray], fixed: tuple[FloatArray, FloatArray]
+) -> tuple[FloatArray, FloatArray] | None:
+    """Places, um (n, 2), of the key points of both that look alike; None if there are few."""
     if min(len(moving[0]), len(fixed[0])) < _LEAST:
         return None
     pairs = feature.match_descriptors(  # type: ignore[no-untyped-call]
@@ -73,9 +75,14 @@ def _fit(
     )
     if len(pairs) < _LEAST:
         return None
-    data = moving[0][pairs[:, 0]], fixed[0][pairs[:, 1]]
+    return moving[0][pairs[:, 0]], fixed[0][pairs[:, 1]]
+
+
+def _fit(
+    matched: tuple[FloatArray, FloatArray], freedom: str, tolerance_um: float, seed: int
+) -> Transform | None:
     model, inliers = measure.ransac(  # type: ignore[no-untyped-call]
-        data,
+        matched,
         MODELS[freedom],
         min_samples=3,
         residual_threshold=tolerance_um,

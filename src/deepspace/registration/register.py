@@ -116,6 +116,8 @@ def register_pictures(
     ranked = sorted(((scales.agreement(found), found) for found in fitted), key=lambda row: -row[0])
     best = refine(scales.fine, ranked[0][1], config.freedom)
     final = deform(moving, fixed, best, config) if config.nonrigid else best
+    if scales.agreement(final) < scales.agreement(best):
+        final = best
     rivals = [score for score, found in ranked if turned_against(found, best) > _RIVAL_DEG]
     quality = assess(scales.agreement(best), rivals, (moving, fixed), final)
     return Registration(final, best, quality, quality.better_than_chance(config.least_excess))
@@ -138,7 +140,8 @@ def _starts(
     starts = [guess.transform for guess in found]
     if config.key_points:
         tolerance = _TOLERANCE_PX * moving.um_per_px
-        starts += from_key_points(moving, fixed, "rigid", tolerance, seed)
+        kinds = dict.fromkeys(("rigid", config.freedom))
+        starts += from_key_points(moving, fixed, kinds, tolerance, seed)
     return starts
 
 

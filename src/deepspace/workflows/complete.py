@@ -4,42 +4,30 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from anndata import AnnData
 
 from deepspace.core.config import Config
-from deepspace.core.files import atomic_folder, check_output
+from deepspace.core.files import atomic_folder, check_output, refuse_inputs
 from deepspace.core.progress import log
 from deepspace.core.provenance import input_hashes, provenance
-from deepspace.core.resume import STAMP, resumable_folder
-from deepspace.data.failed import FAILED, REASON, find_failed, read_failed
-from deepspace.io.section import Section
+from deepspace.core.resume import STAMP, partial_folder, resumable_folder
+from deepspace.data.failed import FAILED, REASON
+from deepspace.data.splits import LEAST_BLANKED
 from deepspace.models.base import SavablePredictor
 from deepspace.models.registry import Workbench
 from deepspace.models.store import ModelCard, load_model, write_model
-from deepspace.models.unlabelled import pitch_um
 from deepspace.output.write import write_json, write_prediction, write_table
 from deepspace.workflows.beside import beside_measured, sum_to_spots
-from deepspace.workflows.cohort import (
-    Cohort,
-    Prepared,
-    cohort_root,
-    default_cache,
-    prepare_cohort,
-    read_cohort,
-    source_files,
-)
+from deepspace.workflows.cohort import Cohort, Prepared, default_cache, prepare_cohort
+from deepspace.workflows.experiment import Experiment
 from deepspace.workflows.figures import draw_completed, write_evaluation, write_history
 from deepspace.workflows.predict import (
     grid_stride,
     picture_of,
-    points_at,
     predict_points,
     prediction_record,
 )
@@ -51,55 +39,6 @@ from deepspace.workflows.volume import complete_volume
 # what a run leaves behind, step by step
 FAILED_TABLE, REGISTRATION, MODEL = "failed", "registration", "model"
 EVALUATION, WITHIN, SECTIONS, VOLUME = "evaluation", "evaluation-within", "sections", "volume"
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """A cohort, and what of it can be learnt from.
-
-    Attributes
-    ----------
-    sections : list of Section
-        As read.
-    failed : dict
-        Per measured section, the table of `find_failed`.
-    config : Config
-    root : Path
-        What paths in the provenance are relative to.
-    """
-
-    sections: list[Section]
-    failed: dict[str, pd.DataFrame]
-    config: Config
-    root: Path
-
-    @classmethod
-    def read(cls, sheet: Cohort, config: Config, failed: Path | None) -> Experiment:
-        """Read and check a cohort, and find the spots that failed."""
-        sections = read_cohort(sheet)
-        given = read_failed(failed, sections) if failed is not None else {}
-        tables = {
-            s.section: find_failed(s, config.qc, config.failed, given.get(s.section, ()))
-            for s in sections
-            if s.measured
-        }
-        return cls(sections, tables, config, cohort_root(sheet))
-
-    def good(self) -> list[Section]:
-        """Sections with the counts of the spots that did not fail."""
-        found = []
-        for section in self.sections:
-            table = self.failed.get(section.section)
-            if table is None:
-                found.append(section)
-                continue
-            names = section.require_counts().obs_names
-            found.append(section.subset(np.asarray(names.isin(table.index[~table[FAILED]]))))
-        return found
-
-    def pitch_um(self) -> float:
-        """Distance of neighbouring spots, the median over measured sections."""
-        return float(np.median([pitch_um(s) for s in self.sections if s.measured]))
 
 
 def complete(
@@ -140,7 +79,7 @@ def complete(
     Raises
     ------
     InputError
-        If the cohort, the configuration or `out` is wrong.
+        If the cohort, the configuration or `out` is wrong, or another run is at work there.
     """
     config = config or Config()
     for at in config.complete.at:
@@ -148,13 +87,15 @@ def complete(
     out = Path(out)
     check_output(out, overwrite=overwrite, marker=STAMP)
     experiment = Experiment.read(sheet, config, failed)
+    for place in (out, partial_folder(out)):
+        refuse_inputs(place, experiment.files)
     model = config.complete.model
-    bench = Workbench.of(config.model_copy(update={"model": model}), default_cache())
+    bench = Workbench.of(experiment.config.model_copy(update={"model": model}), default_cache())
     bench = replace(bench, stack=registered(experiment.sections, config, bench.cache).stack)
-    ready = prepare_cohort(experiment.good(), [bench], [model], out)
-    files = source_files(experiment.sections) + ([] if failed is None else [failed])
-    inputs = input_hashes(files, experiment.root)
+    ready = prepare_cohort(experiment.good, [bench], [model], out)
+    inputs = input_hashes(experiment.files, experiment.root)
     stamp = provenance("complete", config.model_dump(mode="json"), inputs, config.seed)
+    stamp |= {"sections": experiment.fingerprint()}
     with resumable_folder(out, stamp, overwrite=overwrite) as folder:
         summary = _steps(experiment, ready, folder)
         write_json(summary, folder / "summary.json")
@@ -171,15 +112,12 @@ def _steps(experiment: Experiment, ready: Prepared, folder: Path) -> dict[str, A
             draw_registration(experiment.sections, found, own)
     predictor, card = _trained(experiment, ready, folder)
     if config.complete.score_within and not (folder / WITHIN).exists():
-        log.info("scoring with regions of a section blanked")
         _score_within(ready, folder / WITHIN)
-    points = {
-        f"{section.section}-{at.replace(':', '')}": _complete_section(
-            experiment, section, at, (predictor, card), folder
-        )
-        for section in experiment.sections
-        for at in _wanted(section, experiment)
-    }
+    points = {}
+    for (name, at), wanted in experiment.points.items():
+        position = [s.section for s in experiment.sections].index(name)
+        _complete_section(experiment, position, at, (predictor, card), folder)
+        points[f"{name}-{at.replace(':', '')}"] = len(wanted.coords)
     volume = None
     if config.complete.volume:
         volume = complete_volume(
@@ -245,6 +183,10 @@ def _trained(
 def _score_within(ready: Prepared, path: Path) -> None:
     """Scores of regions blanked inside a section, all around them measured."""
     (bench,) = ready.benches
+    if max(len(s.coords) for s in ready.sections) < LEAST_BLANKED:
+        log.info("sections are too small to blank regions of them: no scores within sections")
+        return
+    log.info("scoring with regions of a section blanked")
     split = bench.config.split.model_copy(update={"how": "blob"})
     bench = replace(bench, config=bench.config.model_copy(update={"split": split}))
     found = evaluate_sections(ready.sections, [bench], [bench.config.complete.model])
@@ -261,30 +203,19 @@ def _scores(folder: Path) -> dict[str, Any] | None:
     return found
 
 
-def _wanted(section: Section, experiment: Experiment) -> Sequence[str]:
-    """Where to predict on a section; one without spots has a grid at their pitch instead."""
-    wanted = experiment.config.complete.at
-    if section.spots is not None or section.measured:
-        return wanted
-    stride = f"grid:{experiment.pitch_um():g}"
-    instead = [stride if at == "spots" else at for at in wanted if at != "between"]
-    if instead != list(wanted):
-        log.info("section %s has no spots: predicted at %s", section.section, ", ".join(instead))
-    return list(dict.fromkeys(instead or [stride]))
-
-
 def _complete_section(
     experiment: Experiment,
-    section: Section,
+    position: int,
     at: str,
     model: tuple[SavablePredictor, ModelCard],
     folder: Path,
-) -> int:
-    """Predict one section at one kind of points, if it is not there; the number of points."""
+) -> None:
+    """Predict one section at one kind of points, if it is not there."""
+    section = experiment.sections[position]
     path = folder / SECTIONS / f"{section.section}-{at.replace(':', '')}.h5ad"
-    points = points_at(section, at)
     if path.exists() and picture_of(path).exists():
-        return len(points.coords)
+        return
+    points = experiment.points[section.section, at]
     predictor, card = model
     bare = section.without_counts()
     record = prediction_record(folder / MODEL, bare, card, at, experiment.root)
@@ -292,16 +223,10 @@ def _complete_section(
     finer = at != "spots" and section.spots is not None and card.kind == "expression"
     if experiment.config.complete.sum_to_spots and finer:
         sum_to_spots(found, bare, predictor)
-    _finish(found, experiment, section, at, path)
-    return len(points.coords)
-
-
-def _finish(found: AnnData, experiment: Experiment, section: Section, at: str, path: Path) -> None:
-    """Put measured values beside a prediction, write and draw it."""
     table = experiment.failed.get(section.section)
     if at == "spots" and table is not None:
         beside_measured(found, section, table)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_prediction(found, path, overwrite=True)
-    good = next(s for s in experiment.good() if s.section == section.section)
+    good = experiment.good[position]
     draw_completed(found, good, picture_of(path), side_um=grid_stride(at))

@@ -59,12 +59,17 @@ def points_at(section: Section, at: str) -> Points:
     if grid_stride(at):
         tissue = tissue_mask(section.slide)
         return _lattice(section, grid(section.slide, tissue, grid_stride(at)), tissue, "grid")
-    if section.spots is None:
+    spots = section.spots
+    if spots is None and section.counts is not None:
+        # those that were measured are all that is known
+        spots = pd.DataFrame(section.coords, section.counts.obs_names, ["x", "y"])
+        spots[keys.IN_TISSUE] = True
+    if spots is None:
         raise InputError(
             f"section {section.section}: has no spots, so --at {at} is not possible; use "
             "--at grid:100, or give a spots file in the sheet"
         )
-    spots = section.spots[section.spots[keys.IN_TISSUE].to_numpy(dtype=bool)]
+    spots = spots[spots[keys.IN_TISSUE].to_numpy(dtype=bool)]
     coords = spots[["x", "y"]].to_numpy(dtype=np.float64)
     if at == "between":
         return _lattice(section, between_spots(coords), tissue_mask(section.slide), "between")
@@ -187,7 +192,7 @@ def predict(
         predictor, card = load_model(Path(model), cache=default_cache(), weights=weights)
     if image_only and isinstance(predictor, Kriging):
         log.info("note: held-out scores are of the whole model, not of the image alone")
-        predictor = predictor.image
+        predictor = predictor.without_neighbours()
     points = points_at(chosen, at)
     _note_names(chosen, card)
     chosen = chosen.without_counts()

@@ -27,7 +27,7 @@ from deepspace.registration.stack import Stack
 from deepspace.registration.transform import Arrays, Transform
 
 # raised when registration changes, so that old entries of the cache rest
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)

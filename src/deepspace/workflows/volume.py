@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepspace.core.config import CompleteConfig
+from deepspace.core.files import file_name
 from deepspace.core.progress import log, track
 from deepspace.data.targets import Target
 from deepspace.data.tissue import TissueMask, tissue_mask
@@ -81,7 +82,7 @@ def complete_volume(
     config: CompleteConfig,
     stem: Path,
 ) -> dict[str, Any] | None:
-    """Predict the volume of the largest block, write it and draw it.
+    """Predict the volume of the block with most measured sections, write it and draw it.
 
     A plane between two sections takes the image of both, weighed by their distance, and what was
     measured around it. ``STEM.ome.zarr`` that is there already is kept.
@@ -96,7 +97,9 @@ def complete_volume(
         return None
     layers = _layers(sections, predictor.stack)
     if len({layer.z_um for layer in layers}) < 2:
-        log.info("no volume: no two sections of one block lie at different depths")
+        log.info(
+            "no volume: no two sections of one block with measured spots lie at different depths"
+        )
         return None
     grid = volume_grid(layers, sections, config)
     columns = np.array([c.score if c.score is not None else -np.inf for c in card.columns])
@@ -106,26 +109,25 @@ def complete_volume(
     if not path.exists():
         _write(path, grid, layers, predictor, (names, best))
     found = open_volume(path)
-    for name in sorted(names, key=lambda n: -columns[[c.name for c in card.columns].index(n)])[
-        :GENES_DRAWN
-    ]:
-        score = columns[[c.name for c in card.columns].index(name)]
-        picture = stem.with_name(f"{stem.name}-{name}.png")
-        _draw(found, layers, name, float(score) if np.isfinite(score) else None, picture)
+    scores = dict(zip(names, columns[best], strict=True))
+    for name in sorted(names, key=lambda n: -scores[n])[:GENES_DRAWN]:
+        score = float(scores[name]) if np.isfinite(scores[name]) else None
+        _draw(found, layers, name, score, stem.with_name(f"{stem.name}-{file_name(name)}.png"))
     return {"shape_zyx": list(grid.shape), "step_um": list(grid.step_um), "columns": len(names)}
 
 
 def _layers(sections: Sequence[Section], stack: Stack) -> list[Layer]:
-    """Sections of the block that has most of them, in order of depth."""
+    """Sections of the block with most measured ones, in order of depth; none without tissue."""
     places = {p.slide_sha256: p for p in stack.places}
     known = [(s, places.get(s.slide.content_hash())) for s in sections]
     placed = [(s, p) for s, p in known if p is not None and p.z_um is not None]
-    blocks = [p.block for _, p in placed]
-    if not blocks:
+    measured = [p.block for s, p in placed if s.measured]
+    if not measured:
         return []
-    largest = max(dict.fromkeys(blocks), key=blocks.count)
-    chosen = [Layer(s, p, tissue_mask(s.slide)) for s, p in placed if p.block == largest]
-    return sorted(chosen, key=lambda layer: layer.z_um)
+    blocks = [p.block for _, p in placed]
+    chosen = max(dict.fromkeys(measured), key=lambda b: (measured.count(b), blocks.count(b)))
+    layers = [Layer(s, p, tissue_mask(s.slide)) for s, p in placed if p.block == chosen]
+    return sorted((x for x in layers if len(_outline(x))), key=lambda layer: layer.z_um)
 
 
 def volume_grid(
@@ -135,10 +137,15 @@ def volume_grid(
     depths = np.unique([layer.z_um for layer in layers])
     pitch = float(np.median([pitch_um(s) for s in sections if s.measured]))
     z_step = config.volume_z_um or float(np.diff(depths).min()) / 2
-    planes = int(np.floor((depths[-1] - depths[0]) / z_step + 1e-6)) + 1
+    span = float(depths[-1] - depths[0])
+    planes = int(np.ceil(span / z_step - 1e-6)) + 1
+    if config.volume_z_um is None:
+        planes = _through_all(depths, planes)
     if planes > MOST_PLANES:
-        z_step, planes = float(depths[-1] - depths[0]) / (MOST_PLANES - 1), MOST_PLANES
-        log.info("volume: planes every %.3g um, so that there are no more than %d", z_step, planes)
+        planes = MOST_PLANES
+        log.info("volume: no more than %d planes, one every %.3g um", planes, span / (planes - 1))
+    # the first and the last plane are the first and the last section
+    z_step = span / (planes - 1)
     corners = np.concatenate([_outline(layer) for layer in layers])
     low, high = corners.min(axis=0), corners.max(axis=0)
     step = config.volume_um or pitch / 2
@@ -149,6 +156,16 @@ def volume_grid(
     columns, rows = (np.floor((high - low) / step).astype(int) + 1).tolist()
     origin = (float(depths[0]), float(low[1]), float(low[0]))
     return VolumeGrid((planes, rows, columns), (z_step, step, step), origin)
+
+
+def _through_all(depths: FloatArray, planes: int) -> int:
+    """Number of planes, at most twice as many, for which every section has one of its own."""
+    apart = (depths - depths[0]) / (depths[-1] - depths[0])
+    for more in range(planes, 2 * planes + 1):
+        at = apart * (more - 1)
+        if np.abs(at - np.round(at)).max() < 0.02:
+            return more
+    return planes
 
 
 def _outline(layer: Layer) -> FloatArray:
@@ -198,7 +215,8 @@ def predict_plane(
         own = np.flatnonzero(share > 0)
         if not len(own):
             continue
-        found = _in_chunks(predictor, layer, points_um[own], z_um)
+        coords = layer.coords(points_um[own])
+        found = predictor.predict_at_depth(layer.section.slide, coords, z_um)
         weight = (share[own] / total[own])[:, None]
         if mean is None:
             mean = np.zeros((len(points_um), found.mean.shape[1]))
@@ -210,20 +228,6 @@ def predict_plane(
         return inside, np.empty((0, names)), np.empty((0, names))
     sd = np.sqrt(np.maximum(square - mean**2, 0.0))
     return inside, mean[inside], sd[inside]
-
-
-def _in_chunks(predictor: InDepth, layer: Layer, points_um: FloatArray, z_um: float) -> Prediction:
-    coords = layer.coords(points_um)
-    parts = [
-        predictor.predict_at_depth(layer.section.slide, coords[k : k + CHUNK], z_um)
-        for k in range(0, len(coords), CHUNK)
-    ]
-    return Prediction(
-        *(
-            np.concatenate([getattr(part, name) for part in parts])
-            for name in ("mean", "sd", "sd_latent", "ood")
-        )
-    )
 
 
 def _write(
@@ -245,9 +249,24 @@ def _write(
     }
     with write_volume(path, grid, names, unit=UNITS[target.kind], record=record) as volume:
         for number, z_um in track(enumerate(grid.z_um), total=grid.shape[0], text="planes"):
-            inside, mean, sd = predict_plane(predictor, layers, points, float(z_um))
-            decoded, spread = target.decode(mean), target.decode_sd(mean, sd)
-            volume.add(number, inside, decoded[:, columns], spread[:, columns])
+            parts = [
+                _decoded(predictor, layers, points[k : k + CHUNK], float(z_um), columns)
+                for k in range(0, len(points), CHUNK)
+            ]
+            volume.add(number, *(np.concatenate(part) for part in zip(*parts, strict=True)))
+
+
+def _decoded(
+    predictor: InDepth,
+    layers: Sequence[Layer],
+    points_um: FloatArray,
+    z_um: float,
+    columns: NDArray[np.int64],
+) -> tuple[NDArray[np.bool_], FloatArray, FloatArray]:
+    """Which points lie in tissue; mean and sd there of some columns, decoded."""
+    inside, mean, sd = predict_plane(predictor, layers, points_um, z_um)
+    target = predictor.target
+    return inside, target.decode(mean)[:, columns], target.decode_sd(mean, sd)[:, columns]
 
 
 UNITS = {"expression": "log1p CP10k", "clusters": "probability"}
@@ -291,4 +310,7 @@ def _with_section(plane: PlaneMap, layer: Layer, grid: VolumeGrid, name: str) ->
         own = section.counts
         column = np.asarray(own[:, [name]].X.todense(), dtype=np.float64)
         values = log1p_cp10k(column, total_counts(own))[:, 0]
-    return PlaneMap(plane.z_um, plane.mean, plane.sd, section.section, image, spots, values)
+    name = section.section
+    if abs(layer.z_um - plane.z_um) > 0.5:
+        name += f" ({layer.z_um:g} um)"  # the nearest plane is not quite its own
+    return PlaneMap(plane.z_um, plane.mean, plane.sd, name, image, spots, values)
