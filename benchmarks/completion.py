@@ -23,7 +23,7 @@ from deepspace.core.metrics import mean_of_best, pearson
 from deepspace.core.progress import show
 from deepspace.models.registry import Workbench
 from deepspace.workflows.cohort import default_cache, prepare_cohort
-from deepspace.workflows.scoring import Evaluation, evaluate_sections, gene_means
+from deepspace.workflows.scoring import COVERAGE, Evaluation, evaluate_sections, gene_means
 
 MODELS = ["kriging", "probe"]
 
@@ -106,6 +106,8 @@ def main() -> None:
         holes = by_hole(found)
         label = next(m for m in holes["model"].unique() if m.startswith("kriging ("))
         print(gains(holes, label).round(4).to_string(index=False))
+        inside = found.scores.groupby(["model", "section"], sort=False)[COVERAGE].mean()
+        print("inside the 90 % intervals", inside[label].round(3).to_dict())
 
 
 if __name__ == "__main__":
