@@ -121,7 +121,7 @@ def _steps(experiment: Experiment, ready: Prepared, folder: Path) -> dict[str, A
     volume = None
     if config.complete.volume:
         volume = complete_volume(
-            experiment.sections, predictor, card, config.complete, folder / VOLUME
+            experiment.good, predictor, card, config.complete, folder / VOLUME
         )
     return {
         "sections": {
