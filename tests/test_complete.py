@@ -16,19 +16,22 @@ from deepspace.core.config import CompleteConfig, Config, FailedConfig, QCConfig
 from deepspace.core.errors import InputError
 from deepspace.core.files import file_name
 from deepspace.data.failed import find_failed
+from deepspace.data.splits import LEAST_BLANKED
 from deepspace.data.targets import ExpressionTarget
 from deepspace.data.tissue import tissue_mask
 from deepspace.data.transforms import Null
 from deepspace.io.section import Section
 from deepspace.io.slide import Slide
 from deepspace.models.base import FloatArray, Prediction
+from deepspace.models.registry import Workbench
 from deepspace.output.volume import open_volume
 from deepspace.registration.stack import Stack, identity_stack
 from deepspace.simulate import BlockConfig, simulate_block
-from deepspace.workflows import volume
+from deepspace.workflows import complete as complete_module
+from deepspace.workflows import stacking, volume
 from deepspace.workflows.beside import beside_measured
-from deepspace.workflows.cohort import read_cohort
-from deepspace.workflows.complete import complete
+from deepspace.workflows.cohort import Prepared, read_cohort
+from deepspace.workflows.complete import _score_within, complete
 from deepspace.workflows.experiment import Experiment
 from deepspace.workflows.volume import (
     Layer,
@@ -226,6 +229,7 @@ def more_counts(section: Section) -> Section:
         lambda s: replace(s, z_um=7.0),
         lambda s: replace(s, patient="someone else"),
         lambda s: replace(s, section="S9"),
+        lambda s: replace(s, spot_diameter_um=70.0),
         lambda s: replace(s, slide=s.slide.with_mpp(s.slide.require_mpp() * 1.01, "test")),
         more_counts,
     ],
@@ -237,6 +241,51 @@ def test_any_change_of_a_section_makes_another_run(sections: list[Section], chan
     other = Experiment.read([change(sections[0]), *sections[1:]], config, None).fingerprint()
     assert other[0] != found[0]
     assert other[1:] == found[1:]
+
+
+def test_a_stopped_run_does_not_go_on_with_changed_sections(
+    sections: list[Section], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(complete_module, "prepare_cohort", lambda *args: None)
+    monkeypatch.setattr(complete_module, "_steps", stop)
+    for _ in range(2):  # the same sections go on
+        with pytest.raises(KeyboardInterrupt):
+            complete(sections, tmp_path / "out")
+    for changed in (replace(sections[0], z_um=7.0), more_counts(sections[0])):
+        with pytest.raises(InputError, match="unfinished run"):
+            complete([changed, *sections[1:]], tmp_path / "out")
+
+
+def test_a_wrong_encoder_is_told_before_sections_are_registered(
+    sections: list[Section], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*args: object) -> None:
+        raise AssertionError("registered")
+
+    monkeypatch.setattr(stacking, "register_stack", never)
+    monkeypatch.setenv("DEEPSPACE_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(InputError, match="no encoder 'nothing'"):
+        complete(
+            sections, tmp_path / "out", config=Config().with_values(encoder={"name": "nothing"})
+        )
+
+
+def test_nothing_to_learn_from_is_told_first(sections: list[Section], tmp_path: Path) -> None:
+    bare = [replace(s, counts=None, spots=None) for s in sections]
+    with pytest.raises(InputError, match="no section of the sheet has counts"):
+        complete(bare, tmp_path / "out")
+
+
+def test_sections_too_small_to_blank_have_no_scores_within(
+    sections: list[Section], tmp_path: Path
+) -> None:
+    small = [s.subset(np.arange(LEAST_BLANKED - 1)) for s in sections if s.measured]
+    ready = Prepared(small, [Workbench.of(Config())], [])
+    _score_within(ready, tmp_path / "within")
+    assert not list(tmp_path.iterdir())
 
 
 def test_points_that_do_not_exist_are_told_before_anything_is_trained(
@@ -292,6 +341,17 @@ def test_serial_sections_are_scored_one_by_one(sections: list[Section]) -> None:
     assert split("PQP", split={"how": "patient"}) == "patient"
 
 
-def test_ids_that_name_no_file_are_refused_in_memory_too(sections: list[Section]) -> None:
-    with pytest.raises(InputError, match="holds no /"):
-        read_cohort([replace(sections[0], section="A/B"), *sections[1:]])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"section": "A/B"}, "holds no /"),
+        ({"section": ".A"}, "start with a dot"),
+        ({"section": " "}, "is empty"),
+        ({"z_um": float("nan")}, "z_um is nan"),
+    ],
+)
+def test_what_a_sheet_refuses_is_refused_in_memory_too(
+    sections: list[Section], changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        read_cohort([replace(sections[0], **changes), *sections[1:]])

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from anndata import read_h5ad
+from anndata import AnnData, read_h5ad
 
 from deepspace.core.config import Config
 from deepspace.core.errors import InputError
 from deepspace.core.resume import partial_folder
+from deepspace.io.section import Section
 from deepspace.output.volume import open_volume
 from deepspace.simulate import BlockConfig, simulate_block
 from deepspace.workflows import complete as module
+from deepspace.workflows.beside import sum_to_spots
+from deepspace.workflows.cohort import read_cohort
 from deepspace.workflows.complete import complete
 from deepspace.workflows.predict import predict
 
@@ -114,6 +118,28 @@ def test_clusters_go_the_same_way(sheet: Path, tmp_path: Path) -> None:
     assert set(there.obs["cluster"]) <= set(there.var_names)
     volume = open_volume(tmp_path / "completed" / "volume.ome.zarr")
     assert volume.record["unit"] == "probability"
+
+
+def test_sections_without_a_table_of_spots_are_completed(
+    sheet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scaled = []
+
+    def note(prediction: AnnData, section: Section, predictor: object) -> None:
+        scaled.append(section.section)
+        sum_to_spots(prediction, section, predictor)
+
+    monkeypatch.setattr(module, "sum_to_spots", note)
+    changes = {"score_within": False, "volume": False, "sum_to_spots": True}
+    config = CONFIG.with_values(complete=changes)
+    sections = [replace(s, spots=None) for s in read_cohort(sheet)]
+    complete(sections, tmp_path / "completed", config=config)
+    made = {path.stem for path in (tmp_path / "completed" / "sections").glob("*.h5ad")}
+    assert made == {"S1-spots", "S1-grid60", "S2-grid100", "S2-grid60", "S3-spots", "S3-grid60"}
+    assert scaled == ["S1", "S3"]
+    spots = read_h5ad(tmp_path / "completed" / "sections" / "S1-spots.h5ad")
+    assert list(spots.obs_names) == list(sections[0].require_counts().obs_names)
+    assert np.isfinite(spots.layers["measured"]).all()
 
 
 def test_failed_spots_can_be_named(sheet: Path, done: Path, tmp_path: Path) -> None:

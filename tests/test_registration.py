@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,8 @@ from deepspace.core.errors import InputError
 from deepspace.io.section import Section
 from deepspace.io.slide import Slide, open_slide
 from deepspace.output.checkerboard import registered_pair
+from deepspace.registration import features
+from deepspace.registration import register as registering
 from deepspace.registration.chain import register_stack
 from deepspace.registration.prepare import Picture
 from deepspace.registration.quality import mask_overlap, mutual_information
@@ -199,6 +202,57 @@ def test_scores_fall_when_the_match_is_spoilt() -> None:
     assert mask_overlap(source, source, wrong) < 0.95
     assert mutual_information(source, source, right) > 1.0
     assert mutual_information(source, source, wrong) < 0.3
+
+
+@pytest.mark.parametrize(
+    ("freedom", "linear"),
+    [
+        ("rigid", turn(37)),
+        ("similarity", turn(37, scale=1.3)),
+        ("affine", np.array([[1.2, 0.1], [-0.3, 0.9]])),
+    ],
+)
+def test_key_points_give_maps_of_every_kind(freedom: str, linear: np.ndarray) -> None:
+    rng = np.random.default_rng(0)
+    right, wrong = rng.uniform(0, SIDE, (60, 2)), rng.uniform(0, SIDE, (20, 2))
+    truth = Transform.of(linear, (50.0, 20.0))
+    matched = np.vstack([right, wrong]), np.vstack([truth.forward(right), wrong[::-1] + 300])
+    kinds = list(features.MODELS)
+    for kind in kinds:
+        found = features._fit(matched, kind, 2.0, 0)
+        follows = kinds.index(kind) >= kinds.index(freedom)
+        assert follows == (found is not None and np.allclose(found.matrix, truth.matrix, atol=1e-6))
+
+
+@pytest.mark.parametrize(
+    ("freedom", "kinds"), [("rigid", ["rigid"]), ("affine", ["rigid", "affine"])]
+)
+def test_key_points_start_from_rigid_maps_and_from_what_the_settings_allow(
+    monkeypatch: pytest.MonkeyPatch, freedom: str, kinds: list[str]
+) -> None:
+    asked: list[str] = []
+
+    def found(*given: Any) -> list[Transform]:
+        asked.extend(given[2])
+        return [Transform.identity()]
+
+    monkeypatch.setattr(registering, "from_key_points", found)
+    config = RegistrationConfig(freedom=freedom, angle_deg=15)
+    starts = registering._starts(picture(), picture(), config, 0)
+    assert np.array_equal(starts[-1].matrix, np.eye(3))
+    assert asked == kinds
+
+
+@pytest.mark.parametrize(("shift_um", "kept"), [(40.0, False), (0.0, True)])
+def test_a_deformation_that_spoils_the_match_is_dropped(
+    monkeypatch: pytest.MonkeyPatch, shift_um: float, kept: bool
+) -> None:
+    step = Transform.of(np.eye(2), (shift_um, 0.0))
+    monkeypatch.setattr(registering, "deform", lambda *given: given[2].then(step))
+    config = RegistrationConfig(key_points=False, angle_deg=15)
+    found = registering.register_pictures(picture(), picture(), config)
+    assert (found.transform is not found.affine) == kept
+    assert landmark_errors(found.transform, POINTS, POINTS).max() < 10.0
 
 
 def test_an_image_is_warped_where_the_coordinates_go() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from deepspace.core import resume
 from deepspace.core.errors import InputError
 from deepspace.core.resume import STAMP, partial_folder, resumable_folder
 
@@ -72,6 +73,14 @@ def test_what_a_killed_run_left_beside_does_not_stop_the_next(tmp_path: Path) ->
     with resumable_folder(out, {"seed": 1}, overwrite=True) as folder:
         (folder / "new").write_text("new")
     assert sorted(p.name for p in out.iterdir()) == ["new", STAMP]
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_systems_without_locks_go_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resume, "fcntl", None)
+    interrupted(tmp_path / "out", {"seed": 0})
+    with resumable_folder(tmp_path / "out", {"seed": 0}, overwrite=False) as folder:
+        assert (folder / "first").exists()
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 

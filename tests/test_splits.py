@@ -132,5 +132,7 @@ def test_small_sections_are_blanked_in_fewer_regions_or_not_at_all(tmp_path: Pat
     assert [f.name[0] for f in folds] == ["A"] * 5 + ["B"] * 3
     for fold in folds:
         assert fold.train["C"].all()
+    with pytest.raises(InputError, match="for 2 blocks; measure more sections"):
+        make_folds(sections[2:], "block", SplitOptions(folds=2))
     with pytest.raises(InputError, match="at least 20 spots"):
         make_folds(sections[2:], "blob", SplitOptions(folds=5))

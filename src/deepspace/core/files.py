@@ -81,8 +81,9 @@ def file_name(name: str) -> str:
     >>> file_name("HLA-A"), file_name("Layer 2/3")
     ('HLA-A', 'Layer_2_3-5cfdb4')
     """
-    safe = re.sub(r"[^A-Za-z0-9._-]", "_", name).lstrip(".")
-    if safe == name:
+    safe = re.sub(r"[^A-Za-z0-9._-]", "_", name).lstrip(".")[:100]
+    # a name that looks like one of these could be that of another
+    if safe and safe == name and not re.search(r"-[0-9a-f]{6}$", name):
         return name
     return f"{safe}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
 

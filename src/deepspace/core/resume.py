@@ -84,10 +84,12 @@ def resumable_folder(path: Path, stamp: Mapping[str, Any], *, overwrite: bool) -
 @contextmanager
 def _alone(partial: Path) -> Iterator[None]:
     """Hold the folder, so that no second run works in it; the system lets go when a run dies."""
+    if fcntl is None:  # and a folder with an open file in it cannot be renamed there
+        yield
+        return
     with (partial / STAMP).open("rb") as stamp:
         try:
-            if fcntl is not None:
-                fcntl.flock(stamp, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(stamp, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise InputError(
                 f"{partial}: another run is at work here; wait for it, or choose another --out"

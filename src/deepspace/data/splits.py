@@ -153,9 +153,10 @@ def _by_block(sections: Sequence[Section], options: SplitOptions) -> list[Fold]:
 def blocks(section: Section, options: SplitOptions) -> NDArray[np.int64]:
     """Label every spot with one of `folds` compact regions (k-means of the coordinates)."""
     if len(section.coords) < LEAST_REGION * options.folds:
+        fewer = "use fewer folds ([split] folds), or " if options.folds > 2 else ""
         raise InputError(
             f"section {section.section}: {len(section.coords)} spots are too few for "
-            f"{options.folds} blocks; use fewer folds ([split] folds), or measure more sections"
+            f"{options.folds} blocks; {fewer}measure more sections"
         )
     means = KMeans(n_clusters=options.folds, n_init=10, random_state=options.seed)
     labels: NDArray[np.int64] = means.fit_predict(section.coords).astype(np.int64)

@@ -46,7 +46,8 @@ def check_cohort(sections: Sequence[Section]) -> None:
     Raises
     ------
     InputError
-        If ids repeat, or gene names do not match between sections.
+        If ids repeat or name no file, a depth is no number, or gene names do not match between
+        sections.
     """
     problems = Problems("the sections do not go together")
     names = [section.section for section in sections]
@@ -55,6 +56,9 @@ def check_cohort(sections: Sequence[Section]) -> None:
     for name in names:
         for message in section_id_problems(name):
             problems.add(f"section {name!r}: {message}")
+    for section in sections:
+        if section.z_um is not None and not np.isfinite(section.z_um):
+            problems.add(f"section {section.section!r}: z_um is {section.z_um}; give um, or None")
     for message in _repeated_sections(sections):
         problems.add(message)
     for message in gene_name_problems(sections):
@@ -64,6 +68,8 @@ def check_cohort(sections: Sequence[Section]) -> None:
 
 def section_id_problems(name: str) -> list[str]:
     """What is wrong with a section id: it names files, and groups inside them."""
+    if not name.strip():
+        return ["a section id is empty; give one"]
     if "/" in name or name.startswith("."):
         return ["a section id holds no / and does not start with a dot; rename it"]
     return []

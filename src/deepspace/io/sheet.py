@@ -171,7 +171,7 @@ def _row(path: Path, cells: dict[str, str], problems: Problems) -> Row:
     for name in REQUIRED:
         if not cells[name]:
             problems.add(f"{where}: {name} is empty; give one")
-    for fault in section_id_problems(cells["section"]):
+    for fault in section_id_problems(cells["section"]) if cells["section"] else ():
         problems.add(f"{where}: {fault}")
     paths = {name: path.parent / Path(value).expanduser() for name, value in found.items()}
     for name, file in paths.items():

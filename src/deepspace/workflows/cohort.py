@@ -118,6 +118,15 @@ def read_cohort(cohort: Cohort) -> list[Section]:
     return sections
 
 
+def require_measured(sections: Sequence[Section]) -> None:
+    """Stop if there is nothing to learn from."""
+    if not any(s.measured for s in sections):
+        raise InputError(
+            "no section of the sheet has counts: at least one row needs counts and spots, "
+            "spaceranger or h5ad to learn from"
+        )
+
+
 def measured_after_qc(
     sections: Sequence[Section], bench: Workbench
 ) -> tuple[list[Section], list[str]]:
@@ -125,11 +134,7 @@ def measured_after_qc(
     for section in sections:
         for note in section.notes:
             log.info("note: section %s: %s", section.section, note)
-    if not any(s.measured for s in sections):
-        raise InputError(
-            "no section of the sheet has counts: at least one row needs counts and spots, "
-            "spaceranger or h5ad to learn from"
-        )
+    require_measured(sections)
     kept, report = apply_qc(sections, bench.config.qc)
     if bench.config.qc.drop_white:
         kept, more = _without_white(kept, bench)

@@ -31,7 +31,7 @@ from deepspace.workflows.predict import (
     predict_points,
     prediction_record,
 )
-from deepspace.workflows.scoring import evaluate_sections
+from deepspace.workflows.scoring import SCORINGS, evaluate_sections
 from deepspace.workflows.stacking import draw_registration, registered
 from deepspace.workflows.train import train_sections
 from deepspace.workflows.volume import complete_volume
@@ -91,7 +91,6 @@ def complete(
         refuse_inputs(place, experiment.files)
     model = config.complete.model
     bench = Workbench.of(experiment.config.model_copy(update={"model": model}), default_cache())
-    bench = replace(bench, stack=registered(experiment.sections, config, bench.cache).stack)
     ready = prepare_cohort(experiment.good, [bench], [model], out)
     inputs = input_hashes(experiment.files, experiment.root)
     stamp = provenance("complete", config.model_dump(mode="json"), inputs, config.seed)
@@ -120,9 +119,7 @@ def _steps(experiment: Experiment, ready: Prepared, folder: Path) -> dict[str, A
         points[f"{name}-{at.replace(':', '')}"] = len(wanted.coords)
     volume = None
     if config.complete.volume:
-        volume = complete_volume(
-            experiment.good, predictor, card, config.complete, folder / VOLUME
-        )
+        volume = complete_volume(experiment.good, predictor, card, config.complete, folder / VOLUME)
     return {
         "sections": {
             name: {
@@ -183,7 +180,8 @@ def _trained(
 def _score_within(ready: Prepared, path: Path) -> None:
     """Scores of regions blanked inside a section, all around them measured."""
     (bench,) = ready.benches
-    if max(len(s.coords) for s in ready.sections) < LEAST_BLANKED:
+    scored, _ = SCORINGS[bench.config.target.kind].prepare(ready.sections, bench.config.target)
+    if max(len(s.coords) for s in scored) < LEAST_BLANKED:
         log.info("sections are too small to blank regions of them: no scores within sections")
         return
     log.info("scoring with regions of a section blanked")
@@ -220,9 +218,10 @@ def _complete_section(
     bare = section.without_counts()
     record = prediction_record(folder / MODEL, bare, card, at, experiment.root)
     found = predict_points(predictor, card, bare, points, {**record, "command": "complete"})
-    finer = at != "spots" and section.spots is not None and card.kind == "expression"
+    has_spots = section.measured or section.spots is not None
+    finer = at != "spots" and has_spots and card.kind == "expression"
     if experiment.config.complete.sum_to_spots and finer:
-        sum_to_spots(found, bare, predictor)
+        sum_to_spots(found, section, predictor)
     table = experiment.failed.get(section.section)
     if at == "spots" and table is not None:
         beside_measured(found, section, table)

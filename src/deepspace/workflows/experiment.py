@@ -19,7 +19,13 @@ from deepspace.core.progress import log
 from deepspace.data.failed import FAILED, find_failed, read_failed
 from deepspace.io.section import Section
 from deepspace.models.unlabelled import pitch_um
-from deepspace.workflows.cohort import Cohort, cohort_root, read_cohort, source_files
+from deepspace.workflows.cohort import (
+    Cohort,
+    cohort_root,
+    read_cohort,
+    require_measured,
+    source_files,
+)
 from deepspace.workflows.predict import Points, points_at
 
 
@@ -63,6 +69,7 @@ class Experiment:
             If the cohort is wrong, or there is no point of a kind on a section: all listed.
         """
         sections = read_cohort(sheet)
+        require_measured(sections)
         given = read_failed(failed, sections) if failed is not None else {}
         tables = {
             s.section: find_failed(s, config.qc, config.failed, given.get(s.section, ()))
@@ -89,6 +96,7 @@ class Experiment:
                 "patient": s.patient,
                 "platform": s.platform,
                 "z_um": s.z_um,
+                "spot_um": [s.spot_diameter_um, s.spot_pitch_um],
                 "mpp": s.slide.mpp,
                 "slide": s.slide.content_hash(),
                 "data": _digest(s),

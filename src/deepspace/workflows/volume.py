@@ -33,7 +33,9 @@ MOST_VOXELS = 4_000_000
 GENES_DRAWN = 2
 # width of a section in the picture of the volume
 PICTURE_PX = 500
+# points that are predicted at once, fewer where there are many genes: 64 MiB an array
 CHUNK = 4096
+CHUNK_VALUES = 8 * 2**20
 
 
 @runtime_checkable
@@ -240,6 +242,7 @@ def _write(
     names, columns = chosen
     target = predictor.target
     points = grid.plane_points()
+    chunk = max(1, min(CHUNK, CHUNK_VALUES // len(target.names)))
     record = {
         "sections": [
             {"section": x.section.section, "z_um": x.z_um, "measured": x.section.measured}
@@ -250,8 +253,8 @@ def _write(
     with write_volume(path, grid, names, unit=UNITS[target.kind], record=record) as volume:
         for number, z_um in track(enumerate(grid.z_um), total=grid.shape[0], text="planes"):
             parts = [
-                _decoded(predictor, layers, points[k : k + CHUNK], float(z_um), columns)
-                for k in range(0, len(points), CHUNK)
+                _decoded(predictor, layers, points[k : k + chunk], float(z_um), columns)
+                for k in range(0, len(points), chunk)
             ]
             volume.add(number, *(np.concatenate(part) for part in zip(*parts, strict=True)))
 
@@ -276,7 +279,7 @@ def _draw(
     volume: Volume, layers: Sequence[Layer], name: str, score: float | None, path: Path
 ) -> None:
     """A row of planes of one gene, with H&E and spots where a section lies."""
-    at = {int(np.abs(volume.grid.z_um - x.z_um).argmin()): x for x in layers}
+    at = at_planes(volume.grid, layers)
     planes = []
     for number in shown_planes(volume.grid.z_um, [x.z_um for x in layers]):
         mean, sd = (a.astype(np.float64) for a in volume.plane(int(number), name))
@@ -290,6 +293,25 @@ def _draw(
         ),
         path,
     )
+
+
+def at_planes(grid: VolumeGrid, layers: Sequence[Layer]) -> dict[int, Layer]:
+    """The layer that each plane shows, by number of the plane; none where no layer is near.
+
+    A layer lies at the plane nearest to it, up to half a step away. Of several at one plane the
+    nearest is shown, a measured one first among equals.
+    """
+    found: dict[int, Layer] = {}
+
+    def distances(layer: Layer) -> FloatArray:
+        return np.abs(grid.z_um - layer.z_um)
+
+    for layer in sorted(layers, key=lambda x: (distances(x).min(), not x.section.measured)):
+        apart = distances(layer)
+        # a little more than half, for rounding
+        if apart.min() <= 0.501 * grid.step_um[0]:
+            found.setdefault(int(apart.argmin()), layer)
+    return found
 
 
 def _with_section(plane: PlaneMap, layer: Layer, grid: VolumeGrid, name: str) -> PlaneMap:
@@ -312,5 +334,5 @@ def _with_section(plane: PlaneMap, layer: Layer, grid: VolumeGrid, name: str) ->
         values = log1p_cp10k(column, total_counts(own))[:, 0]
     name = section.section
     if abs(layer.z_um - plane.z_um) > 0.5:
-        name += f" ({layer.z_um:g} um)"  # the nearest plane is not quite its own
+        name += f" ({layer.z_um:g} µm)"  # the nearest plane is not quite its own
     return PlaneMap(plane.z_um, plane.mean, plane.sd, name, image, spots, values)
