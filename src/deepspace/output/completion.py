@@ -183,7 +183,7 @@ def volume_planes(
         else:
             bar.set_axis_off()
     for axes, plane in zip(sheet.panels[0], planes, strict=True):
-        axes.set_title(f"z = {plane.z_um:g} µm\n{_name(plane)}", fontsize=8, pad=4)
+        axes.set_title(f"z = {round(plane.z_um, 1):g} µm\n{_name(plane)}", fontsize=8, pad=4)
     add_scale_bar(sheet.panels[0][0], box, 1.0)
     height = sheet.figure.get_figheight()
     sheet.figure.text(0.15 / sheet.figure.get_figwidth(), 1 - 0.15 / height, title, va="center")

@@ -334,5 +334,5 @@ def _with_section(plane: PlaneMap, layer: Layer, grid: VolumeGrid, name: str) ->
         values = log1p_cp10k(column, total_counts(own))[:, 0]
     name = section.section
     if abs(layer.z_um - plane.z_um) > 0.5:
-        name += f" ({layer.z_um:g} µm)"  # the nearest plane is not quite its own
+        name += f" ({round(layer.z_um, 1):g} µm)"  # the nearest plane is not quite its own
     return PlaneMap(plane.z_um, plane.mean, plane.sd, name, image, spots, values)
