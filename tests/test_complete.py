@@ -247,12 +247,12 @@ def test_a_stopped_run_does_not_go_on_with_changed_sections(
     sections: list[Section], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stop(*args: object) -> None:
-        raise KeyboardInterrupt
+        raise RuntimeError("stopped")
 
     monkeypatch.setattr(complete_module, "prepare_cohort", lambda *args: None)
     monkeypatch.setattr(complete_module, "_steps", stop)
     for _ in range(2):  # the same sections go on
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(RuntimeError, match="stopped"):
             complete(sections, tmp_path / "out")
     for changed in (replace(sections[0], z_um=7.0), more_counts(sections[0])):
         with pytest.raises(InputError, match="unfinished run"):
