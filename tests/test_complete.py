@@ -42,6 +42,8 @@ from deepspace.workflows.volume import (
     volume_grid,
 )
 
+SETTINGS = Config().with_values(qc={"min_counts": 50, "min_genes": 5})
+
 
 @pytest.fixture(scope="module")
 def sections(tmp_path_factory: pytest.TempPathFactory) -> list[Section]:
@@ -235,7 +237,7 @@ def more_counts(section: Section) -> Section:
     ],
 )
 def test_any_change_of_a_section_makes_another_run(sections: list[Section], change: Any) -> None:
-    config = Config().with_values(qc={"min_counts": 50, "min_genes": 5})
+    config = SETTINGS
     found = Experiment.read(sections, config, None).fingerprint()
     assert Experiment.read(sections, config, None).fingerprint() == found
     other = Experiment.read([change(sections[0]), *sections[1:]], config, None).fingerprint()
@@ -253,10 +255,10 @@ def test_a_stopped_run_does_not_go_on_with_changed_sections(
     monkeypatch.setattr(complete_module, "_steps", stop)
     for _ in range(2):  # the same sections go on
         with pytest.raises(RuntimeError, match="stopped"):
-            complete(sections, tmp_path / "out")
+            complete(sections, tmp_path / "out", config=SETTINGS)
     for changed in (replace(sections[0], z_um=7.0), more_counts(sections[0])):
         with pytest.raises(InputError, match="unfinished run"):
-            complete([changed, *sections[1:]], tmp_path / "out")
+            complete([changed, *sections[1:]], tmp_path / "out", config=SETTINGS)
 
 
 def test_a_wrong_encoder_is_told_before_sections_are_registered(
@@ -269,7 +271,7 @@ def test_a_wrong_encoder_is_told_before_sections_are_registered(
     monkeypatch.setenv("DEEPSPACE_CACHE", str(tmp_path / "cache"))
     with pytest.raises(InputError, match="no encoder 'nothing'"):
         complete(
-            sections, tmp_path / "out", config=Config().with_values(encoder={"name": "nothing"})
+            sections, tmp_path / "out", config=SETTINGS.with_values(encoder={"name": "nothing"})
         )
 
 
@@ -294,7 +296,7 @@ def test_points_that_do_not_exist_are_told_before_anything_is_trained(
     assert sections[0].spots is not None
     two = replace(sections[0], counts=None, spots=sections[0].spots[:2])
     with pytest.raises(InputError) as told:
-        complete([two, *sections[1:]], tmp_path / "out", config=Config())
+        complete([two, *sections[1:]], tmp_path / "out", config=SETTINGS)
     assert f"{sections[0].section}, --at between" in str(told.value)
     assert not list(tmp_path.iterdir())
 
@@ -303,7 +305,7 @@ def test_a_measured_section_without_a_table_of_spots_is_predicted_at_what_was_me
     sections: list[Section],
 ) -> None:
     bare = replace(sections[0], spots=None)
-    found = Experiment.read([bare, *sections[1:]], Config(), None)
+    found = Experiment.read([bare, *sections[1:]], SETTINGS, None)
     points = found.points[bare.section, "spots"]
     np.testing.assert_array_equal(points.coords, bare.coords)
     assert points.obs[keys.MEASURED].all()
@@ -315,7 +317,7 @@ def test_inputs_inside_the_output_are_refused(
 ) -> None:
     config = BlockConfig.preset("tiny", seed=5, unmeasured=("S2",))
     sheet = simulate_block(config).write(tmp_path / part / "block")
-    settings = Config().with_values(qc={"min_counts": 50, "min_genes": 5})
+    settings = SETTINGS
     (tmp_path / "out").mkdir(exist_ok=True)
     (tmp_path / "out" / "run.json").write_text("{}")
     with pytest.raises(InputError, match="holds the input"):
@@ -332,7 +334,7 @@ def test_inputs_inside_the_output_are_refused(
 def test_serial_sections_are_scored_one_by_one(sections: list[Section]) -> None:
     def split(patients: str, **changes: Any) -> str:
         own = [replace(s, patient=p) for s, p in zip(sections, patients, strict=True)]
-        config = Config().with_values(qc={"min_counts": 50, "min_genes": 5}, **changes)
+        config = SETTINGS.with_values(**changes)
         return Experiment.read(own, config, None).config.split.how
 
     assert split("PPP") == "section"
@@ -355,3 +357,34 @@ def test_what_a_sheet_refuses_is_refused_in_memory_too(
 ) -> None:
     with pytest.raises(InputError, match=message):
         read_cohort([replace(sections[0], **changes), *sections[1:]])
+
+
+@pytest.mark.parametrize(
+    ("genes", "message"),
+    [
+        ("expressed:0", "whole number"),
+        ("nofile.txt", "no such file"),
+        ("IMG001,NOPE", "not in every measured section"),
+    ],
+)
+def test_wrong_genes_are_told_before_sections_are_registered(
+    sections: list[Section], tmp_path: Path, genes: str, message: str
+) -> None:
+    config = Config().with_values(
+        qc={"min_counts": 50, "min_genes": 5},
+        target={"genes": genes},
+        registration={"size_px": 100},
+    )
+    with pytest.raises(InputError, match=message):
+        Experiment.read(sections, config, None)
+
+
+def test_a_section_of_which_all_spots_failed_is_named(
+    sections: list[Section], tmp_path: Path
+) -> None:
+    table = tmp_path / "failed.csv"
+    rows = [f"{sections[0].section},{name}" for name in sections[0].require_counts().obs_names]
+    table.write_text("section,barcode\n" + "\n".join(rows))
+    config = SETTINGS
+    with pytest.raises(InputError, match=f"all .* spots of section {sections[0].section}"):
+        Experiment.read(sections, config, table)

@@ -96,3 +96,24 @@ def test_two_runs_do_not_work_in_one_folder(tmp_path: Path, seed: int) -> None:
         ):
             pass
         assert (folder / ".step-x").exists()
+
+
+def test_a_refused_run_leaves_nothing_and_what_differs_is_named(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    def refused() -> None:
+        with resumable_folder(out, {"seed": 0}, overwrite=False):
+            raise InputError("wrong genes")
+
+    with pytest.raises(InputError, match="wrong genes"):
+        refused()
+    assert not list(tmp_path.iterdir())
+    interrupted(out, {"seed": 0})
+    with pytest.raises(InputError, match="wrong genes"):
+        refused()
+    assert (partial_folder(out) / "first").exists()  # what an earlier run did stays
+    with (
+        pytest.raises(InputError, match=r"\(config\.genes, seed\)"),
+        resumable_folder(out, {"seed": 1, "config": {"genes": 2}}, overwrite=False),
+    ):
+        pass

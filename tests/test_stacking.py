@@ -19,7 +19,7 @@ from deepspace.registration.register import Registration
 from deepspace.registration.stack import Stack, identity_stack
 from deepspace.registration.transform import Field, Transform
 from deepspace.workflows import stacking
-from deepspace.workflows.stacking import registered, with_stack
+from deepspace.workflows.stacking import _odd_depths, registered, with_stack
 from make_sections import lattice, make_section
 
 
@@ -97,3 +97,20 @@ def test_only_models_that_use_neighbours_wait_for_it(
     assert found.stack is not None
     assert with_stack(found, sections, ["kriging"]) is found
     assert calls == [2]
+
+
+def test_depths_that_can_hardly_be_meant_are_noted(tmp_path: Path) -> None:
+    coords = lattice(4)
+    one, two, three, other = (
+        replace(make_section(tmp_path, name, np.ones((16, 2)), coords), z_um=z, patient=patient)
+        for name, z, patient in (
+            ("A", 0.0, "P"),
+            ("B", 0.0, "P"),
+            ("C", 1e30, "P"),
+            ("D", 0.0, "Q"),
+        )
+    )
+    twice, far = _odd_depths([three, other, two, one])
+    assert "A and B" in twice
+    assert "B and C" in far
+    assert _odd_depths([one, other]) == []

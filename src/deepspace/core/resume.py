@@ -33,8 +33,9 @@ def resumable_folder(path: Path, stamp: Mapping[str, Any], *, overwrite: bool) -
     """Yield a folder beside `path`, with what an interrupted run has left in it.
 
     It replaces `path` when all is done, and stays where it is after any exception, so that the
-    next run goes on. Whoever writes into it makes each step appear whole or not at all
-    (`atomic_path`, `atomic_folder`) and leaves out those that are there.
+    next run goes on; only a run that was refused (`InputError`) leaves nothing new. Whoever
+    writes into it makes each step appear whole or not at all (`atomic_path`, `atomic_folder`) and
+    leaves out those that are there.
 
     Parameters
     ----------
@@ -53,6 +54,7 @@ def resumable_folder(path: Path, stamp: Mapping[str, Any], *, overwrite: bool) -
     """
     path = path.resolve()
     partial = partial_folder(path)
+    fresh = not partial.exists()
     text = json.dumps(stamp, indent=1, sort_keys=True, allow_nan=False) + "\n"
     if (partial / STAMP).exists():
         with _alone(partial):
@@ -60,8 +62,9 @@ def resumable_folder(path: Path, stamp: Mapping[str, Any], *, overwrite: bool) -
     if partial.exists() and _read(partial / STAMP) != text:
         if not overwrite:
             raise InputError(
-                f"{partial}: an unfinished run of other inputs, settings or versions; repeat that "
-                "command to finish it, add --overwrite to throw it away, or choose another --out"
+                f"{partial}: an unfinished run of other inputs, settings or versions "
+                f"({_differences(_read(partial / STAMP), stamp)}); repeat that command to finish "
+                "it, add --overwrite to throw it away, or choose another --out"
             )
         shutil.rmtree(partial)
     if partial.exists():
@@ -72,7 +75,13 @@ def resumable_folder(path: Path, stamp: Mapping[str, Any], *, overwrite: bool) -
             temporary.write_text(text, encoding="utf-8")
     with _alone(partial):
         _drop_unfinished(partial)
-        yield partial
+        try:
+            yield partial
+        except InputError:
+            # what is wrong stays wrong: nothing to go on with, unless an earlier run came further
+            if fresh:
+                shutil.rmtree(partial, ignore_errors=True)
+            raise
         retired = path.with_name(f".{path.name}-old")
         if path.exists():
             shutil.rmtree(retired, ignore_errors=True)
@@ -97,6 +106,33 @@ def _alone(partial: Path) -> Iterator[None]:
         except OSError:
             log.debug("%s: this file system has no locks", partial)
         yield
+
+
+def _differences(old: str, stamp: Mapping[str, Any], most: int = 4) -> str:
+    """Name what differs from the stamp of an earlier run."""
+    try:
+        before = _flat(json.loads(old))
+    except json.JSONDecodeError:
+        return "its run.json is damaged"
+    now = _flat(json.loads(json.dumps(stamp)))
+    names = [k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k)]
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+
+
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    """Nested JSON values by their path."""
+    if isinstance(value, dict):
+        items = {str(k): v for k, v in value.items()}
+    elif isinstance(value, list):
+        items = {
+            str(v.get("section", k) if isinstance(v, dict) else k): v for k, v in enumerate(value)
+        }
+    else:
+        return {name: value}
+    found: dict[str, Any] = {}
+    for key, inner in items.items():
+        found |= _flat(inner, f"{name}.{key}" if name else key)
+    return found
 
 
 def _read(path: Path) -> str:

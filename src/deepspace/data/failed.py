@@ -152,7 +152,11 @@ def _scores(
     if not options.local:
         return scores, apart
     if fit.sum() <= LEAST_SPOTS:
-        log.info("note: %s: %d good spots are too few to look for outliers", name, fit.sum())
+        log.info(
+            "note: %s: %d good spots (by [qc] and --failed) are too few to look for outliers",
+            name,
+            fit.sum(),
+        )
         return scores, apart
     values = table.loc[fit, list(QUALITY)].to_numpy(dtype=np.float64)
     places = spots.loc[fit].to_numpy(dtype=np.float64)

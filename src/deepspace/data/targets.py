@@ -293,6 +293,24 @@ def fit_expression(sections: Sequence[Section], config: TargetConfig) -> Express
     return replace(target(names), context=wide)
 
 
+def check_genes(sections: Sequence[Section], config: TargetConfig) -> None:
+    """Refuse a rule or names of genes that `fit_expression` would refuse, at no cost.
+
+    Raises
+    ------
+    InputError
+        As `fit_expression` does.
+    """
+    measured = [s.counts for s in sections if s.counts is not None]
+    rule, _, number = config.genes.partition(":")
+    if config.kind != "expression" or not measured:
+        return
+    if rule in GENE_RULES and number:
+        _positive(number, config.genes)
+    else:
+        _named_genes(config.genes, _shared_genes(measured))
+
+
 def _shared_genes(measured: Sequence[AnnData]) -> list[str]:
     shared = measured[0].var_names
     for counts in measured[1:]:
@@ -352,6 +370,8 @@ def _positive(number: str, rule: str) -> int:
 
 def _named_genes(text: str, shared: list[str]) -> list[str]:
     path = Path(text)
+    if "," not in text and path.suffix in (".txt", ".csv", ".tsv") and not path.exists():
+        raise InputError(f"--genes {text}: no such file; correct the path")
     if "," not in text and path.is_file():
         names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     else:

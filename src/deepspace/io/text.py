@@ -32,7 +32,9 @@ def need_file(path: Path) -> Path:
     if path.is_dir():
         raise InputError(f"{path}: is a folder, a file is needed here")
     if not path.is_file():
-        raise InputError(f"{path}: no such file; check the path (paths are relative to the sheet)")
+        raise InputError(
+            f"{path}: no such file; check the path (paths in a sheet are relative to it)"
+        )
     return path
 
 

@@ -117,6 +117,8 @@ def read_card(folder: Path) -> ModelCard:
         If the folder is not a model of this version of deepspace.
     """
     path = folder / "model.json"
+    if (folder / "model" / path.name).is_file():
+        raise InputError(f"{folder}: the model of this result is in {folder / 'model'}; give that")
     if not path.is_file():
         raise InputError(
             f"{folder}: not a deepspace model (no model.json); make one with "

@@ -89,13 +89,13 @@ def complete(
     experiment = Experiment.read(sheet, config, failed)
     for place in (out, partial_folder(out)):
         refuse_inputs(place, experiment.files)
-    model = config.complete.model
-    bench = Workbench.of(experiment.config.model_copy(update={"model": model}), default_cache())
-    ready = prepare_cohort(experiment.good, [bench], [model], out)
     inputs = input_hashes(experiment.files, experiment.root)
     stamp = provenance("complete", config.model_dump(mode="json"), inputs, config.seed)
     stamp |= {"sections": experiment.fingerprint()}
+    model = config.complete.model
     with resumable_folder(out, stamp, overwrite=overwrite) as folder:
+        bench = Workbench.of(experiment.config.model_copy(update={"model": model}), default_cache())
+        ready = prepare_cohort(experiment.good, [bench], [model], out)
         summary = _steps(experiment, ready, folder)
         write_json(summary, folder / "summary.json")
     return summary

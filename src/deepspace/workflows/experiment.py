@@ -17,6 +17,7 @@ from deepspace.core.config import Config
 from deepspace.core.errors import InputError, Problems
 from deepspace.core.progress import log
 from deepspace.data.failed import FAILED, find_failed, read_failed
+from deepspace.data.targets import check_genes
 from deepspace.io.section import Section
 from deepspace.models.unlabelled import pitch_um
 from deepspace.workflows.cohort import (
@@ -78,9 +79,12 @@ class Experiment:
         }
         own = [Path(sheet)] if isinstance(sheet, str | Path) and Path(sheet).is_file() else []
         files = [*source_files(sections), *own, *([] if failed is None else [failed])]
+        _some_left(tables, config)
+        good = [_good(section, tables) for section in sections]
+        check_genes(good, config.target)
         return cls(
             sections=sections,
-            good=[_good(section, tables) for section in sections],
+            good=good,
             failed=tables,
             points=_all_points(sections, config.complete.at),
             config=_scored_by_section(sections, config),
@@ -103,6 +107,19 @@ class Experiment:
             }
             for s in self.sections
         ]
+
+
+def _some_left(tables: dict[str, pd.DataFrame], config: Config) -> None:
+    """Stop if no spot of a section is left to learn from."""
+    problems = Problems("failed spots")
+    for name, table in tables.items():
+        if table[FAILED].all():
+            problems.add(
+                f"all {len(table)} spots of section {name} count as failed, by [qc] min_counts = "
+                f"{config.qc.min_counts:g} and min_genes = {config.qc.min_genes:g}, [failed] or "
+                "the table given with --failed; change these, or leave its counts out of the sheet"
+            )
+    problems.raise_if_any()
 
 
 def _good(section: Section, tables: dict[str, pd.DataFrame]) -> Section:

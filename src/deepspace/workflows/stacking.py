@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ from deepspace.registration.transform import Arrays, Transform
 
 # raised when registration changes, so that old entries of the cache rest
 VERSION = 2
+# sections that lie farther apart tell nothing of each other
+FAR_UM = 5000.0
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,8 @@ def registered(
     if shared:
         log.info("registration: %s share a scan and stay as they lie on it", ", ".join(shared))
     sections = [replace(s, z_um=None) if s.section in shared else s for s in sections]
+    for line in _odd_depths(sections):
+        log.info(line)
     recipe = {
         "kind": "registration",
         "version": VERSION,
@@ -80,6 +85,19 @@ def registered(
     for line in _told([s for s in sections if s.section not in shared], found):
         log.info(line)
     return found
+
+
+def _odd_depths(sections: Sequence[Section]) -> list[str]:
+    """Depths that are hardly what was meant."""
+    lines = []
+    known = sorted((s.patient, s.z_um, s.section) for s in sections if s.z_um is not None)
+    for (patient, z, name), (other, more, following) in pairwise(known):
+        where = f"note: {name} and {following}, both of {patient}:"
+        if patient == other and more == z:
+            lines.append(f"{where} z_um is {z:g} twice; give each section its own depth")
+        elif patient == other and more - z > FAR_UM:
+            lines.append(f"{where} {more - z:g} um lie between them; is z_um in micrometres?")
+    return lines
 
 
 def _told(sections: Sequence[Section], found: Registered) -> list[str]:
