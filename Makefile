@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.ready
 
-.PHONY: setup demo test test-slow lint bench clean
+.PHONY: setup demo test test-slow lint docs bench clean
 
 setup: $(STAMP)
 
@@ -11,17 +11,18 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,wsi,spatial,zoo,efficientnet]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,wsi,spatial,zoo,efficientnet,leiden,distributed,viewer,docs]'
 	touch $(STAMP)
 
 demo: setup
 	$(BIN)/deepspace demo --out demo --overwrite
 
+# one thread a process: two processes with two each would fight over two cores
 test: setup
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 test-slow: setup
-	$(BIN)/python -m pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
 lint: setup
 	$(BIN)/ruff check .
@@ -29,9 +30,20 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# tutorials are executed; a warning is an error
+docs: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W --keep-going -q docs build/docs
+
 bench: setup
 	$(BIN)/python benchmarks/read_patches.py
 	$(BIN)/python benchmarks/train_cnn.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/encoders.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/cohort.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/fits.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/dense.py --encoder vgg16 --encoder stain
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/kriging_scale.py --spots 1000 2500 5000 --genes 1000
+	$(BIN)/python benchmarks/end_to_end.py
+	$(BIN)/python benchmarks/whole_slide.py --sides 12500 25000 50000
 
 clean:
 	rm -rf demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -34,7 +34,7 @@ from deepspace.data.tissue import tissue_mask
 from deepspace.io.section import Section
 from deepspace.models.base import SavablePredictor
 from deepspace.models.kriging import Kriging
-from deepspace.models.registry import MODELS, PARTS, Workbench
+from deepspace.models.registry import MODELS, Workbench, without_image
 from deepspace.simulate import Block, BlockConfig, simulate_block
 from deepspace.workflows.cohort import default_cache, prepare_cohort, read_cohort
 
@@ -46,11 +46,10 @@ SPOTS = 60
 
 def builders(bench: Workbench) -> dict[str, Callable[[], SavablePredictor]]:
     """Kriging and its parts."""
-    without = PARTS["kriging"]["kriging without image"]
     return {
         "kriging": lambda: MODELS["kriging"](bench),
         "image alone": lambda: MODELS["probe"](bench),
-        "without image": lambda: without(bench),  # type: ignore[return-value]
+        "without image": lambda: without_image(bench),  # type: ignore[return-value]
     }
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import settings
 
 # the same examples in every run: a failure here can be repeated there
@@ -23,6 +24,14 @@ def _ctrl_c_works() -> None:
     """A background job of a script ignores Ctrl-C, and so would everything that it starts."""
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def _same_threads() -> Iterator[None]:
+    """Numba (in scanpy, squidpy) sets torch's threads too; with others, sums differ in a bit."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session", autouse=True)

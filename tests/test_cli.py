@@ -96,13 +96,25 @@ def test_predictions_keep_the_contract(model: Path, sheet: Path, tmp_path: Path)
     for at in ("spots", "between", "grid:60"):
         path = tmp_path / f"{at.replace(':', '')}.h5ad"
         code, _, _ = call(
-            "predict", model, sheet, "--section", section, "--at", at, "--out", path, "--quiet"
+            "predict",
+            model,
+            sheet,
+            "--section",
+            section,
+            "--at",
+            at,
+            "--out",
+            path,
+            "--quiet",
+            "--all-genes",
         )
         assert code == 0
         found = ad.read_h5ad(path)
         assert found.shape == (found.n_obs, 40)
         assert {"sd", "sd_latent"} <= set(found.layers)
         assert {"measured", "in_tissue", "ood", "section"} <= set(found.obs)
+        assert (found.obs["ood"] == (found.obs["ood_distance"] > 1)).all()
+        assert (found.obs["ood"] == (found.obs["ood_reason"].astype(str) != "")).all()
         assert {"predictable", "score", "ceiling"} <= set(found.var)
         assert found.obsm["spatial"].shape == (found.n_obs, 2)
         assert np.isfinite(found.X).all()
@@ -110,9 +122,34 @@ def test_predictions_keep_the_contract(model: Path, sheet: Path, tmp_path: Path)
         assert not found.obs["measured"].any()
         record = json.loads(found.uns["deepspace"]["provenance"])
         assert record["at"] == at
+        assert record["images"]["sentence"]
         assert record["inputs"]
         assert record["seed"] == 0
         assert path.with_name(f"{path.stem}-maps.png").exists()
+
+
+def test_a_model_comes_with_its_cards_and_its_report(model: Path) -> None:
+    names = {path.name for path in model.iterdir()}
+    assert {"MODEL_CARD.md", "model_card.json", "report.html", "config.toml"} <= names
+    assert {"scores.csv", "genes.csv", "leak_gap.csv", "metrics.csv", "section_metrics.csv"} <= {
+        path.name for path in (model / "evaluation").iterdir()
+    }
+    card = json.loads((model / "model_card.json").read_text())
+    saved = json.loads((model / "model.json").read_text())
+    assert card["weights_sha256"] == saved["weights_sha256"]
+    assert [c["name"] for c in card["columns"]] == [g["name"] for g in saved["genes"]]
+
+
+def test_genes_not_told_from_chance_are_left_out(model: Path, sheet: Path, tmp_path: Path) -> None:
+    section, path = unmeasured(sheet), tmp_path / "p.h5ad"
+    call("predict", model, sheet, "--section", section, "--out", path, "--quiet")
+    genes = json.loads((model / "model.json").read_text())["genes"]
+    verdicts = {gene["name"]: gene["verdict"] for gene in genes}
+    found = ad.read_h5ad(path)
+    assert list(found.var_names) == [g for g, verdict in verdicts.items() if verdict != "no"]
+    assert 0 < found.n_vars < len(verdicts)
+    assert found.var["verdict"].astype(str).to_dict().items() <= verdicts.items()
+    assert (found.var["q_value"] <= 0.05).all()
 
 
 def test_spots_keep_their_barcodes(model: Path, sheet: Path, tmp_path: Path) -> None:
@@ -313,6 +350,10 @@ def test_blank_slide_has_no_tissue(
         (["predict", "MODEL", "SHEET", "--section", "Z", "--out", "OUT.h5ad"], "Z"),
         (["predict", "MODEL", "SHEET", "--section", "S", "--out", "OUT.xlsx"], ".h5ad"),
         (["predict", "SHEET", "SHEET", "--section", "S", "--out", "OUT.h5ad"], "model"),
+        (
+            ["predict", "MODEL", "SHEET", "--section", "S", "--out", "OUT.h5ad", "--device", "x"],
+            "device",
+        ),
         (
             ["predict", "MODEL", "SHEET", "--section", "S", "--out", "OUT.h5ad", "--at", "x"],
             "grid",

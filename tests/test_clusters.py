@@ -241,7 +241,7 @@ class Says:
 
     def predict(self, slide: object, coords: np.ndarray) -> Prediction:
         rows = self.rows[: len(coords)]
-        return Prediction(rows, rows, rows, np.zeros(len(rows), bool))
+        return Prediction(rows, rows, rows)
 
 
 def test_scores_of_folds_with_different_clusters(planted: list[Section]) -> None:
@@ -249,7 +249,7 @@ def test_scores_of_folds_with_different_clusters(planted: list[Section]) -> None
     labels: list[str | None] = ["a"] * 20 + ["b"] * 20 + ["c"] * 20 + [None] * 4
     section = with_labels(planted[0], labels)
     first, second = (ClusterTarget(names, Given(), "given") for names in (("a", "b"), ("b", "c")))
-    slot = empty_clusters(section, first, None)  # type: ignore[arg-type]
+    slot = empty_clusters(section, first, None, None)  # type: ignore[arg-type]
     say_first = np.tile([1.0, 0.0], (64, 1))
     for number, (target, rows) in enumerate(
         ((first, np.arange(0, 30)), (second, np.arange(30, 64))), start=1

@@ -152,7 +152,7 @@ def test_state_round_trip(trained: CNN, sections: list[Section]) -> None:
     values, arrays = trained.state()
     back = MODELS["cnn"](bench(settings())).restore(trained.target, values, arrays)
     slide, coords = sections[2].slide, sections[2].coords
-    for name in ("mean", "sd", "sd_latent", "ood"):
+    for name in ("mean", "sd", "sd_latent"):
         one, other = trained.predict(slide, coords), back.predict(slide, coords)
         assert np.array_equal(getattr(one, name), getattr(other, name))
 

@@ -66,7 +66,7 @@ def test_a_model_comes_with_its_history(model: Path) -> None:
 
 def test_prediction_needs_no_training_data(model: Path, sheet: Path, tmp_path: Path) -> None:
     out = tmp_path / "S2.h5ad"
-    assert call("predict", model, sheet, "--section", "S2", "--out", out)[0] == 0
+    assert call("predict", model, sheet, "--section", "S2", "--out", out, "--all-genes")[0] == 0
     found = ad.read_h5ad(out)
     assert found.n_vars == 15
     assert np.isfinite(found.X).all()

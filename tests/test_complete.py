@@ -68,7 +68,7 @@ class DepthOf:
     def predict_at_depth(self, slide: Slide, coords: FloatArray, z_um: float) -> Prediction:
         number = float(self.slides.index(slide.content_hash()))
         mean = np.tile([number, z_um], (len(coords), 1))
-        return Prediction(mean, mean * 0, mean * 0 + 0.5, np.zeros(len(coords), bool))
+        return Prediction(mean, mean * 0, mean * 0 + 0.5)
 
 
 def test_a_plane_between_two_sections_takes_both(layers: list[Layer]) -> None:

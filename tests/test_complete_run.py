@@ -20,7 +20,7 @@ from deepspace.workflows import complete as module
 from deepspace.workflows.beside import sum_to_spots
 from deepspace.workflows.cohort import read_cohort
 from deepspace.workflows.complete import complete
-from deepspace.workflows.predict import predict
+from deepspace.workflows.predict import PredictOptions, predict
 
 pytestmark = pytest.mark.slow
 
@@ -74,7 +74,8 @@ def test_its_model_predicts_the_same(sheet: Path, done: Path) -> None:
     again = predict(done / "model", sheet, section="S2", at="spots")
     there = read_h5ad(done / "sections" / "S2-spots.h5ad")
     assert np.allclose(again.X, there.X, rtol=1e-5)
-    image = predict(done / "model", sheet, section="S2", at="spots", image_only=True)
+    alone = PredictOptions(image_only=True)
+    image = predict(done / "model", sheet, section="S2", at="spots", options=alone)
     assert np.abs(image.X - there.X).max() > 0.01
     sds = [found.layers["sd"].mean(axis=0) for found in (there, image)]
     assert (sds[0] <= sds[1] * 1.01).all()

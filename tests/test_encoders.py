@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -26,7 +27,7 @@ from deepspace.models.backbones import (
     ViTConfig,
 )
 from deepspace.models.encoder_rows import ENCODERS, NetworkRow
-from deepspace.models.encoders import load_encoder
+from deepspace.models.encoders import device_of, load_encoder
 from deepspace.models.network import (
     IMAGENET,
     NetworkFeatures,
@@ -222,7 +223,7 @@ def test_pooling_is_mean_and_standard_deviation() -> None:
         plain = VGG16().eval()
     patches = noise(1, 32)
     with torch.inference_mode():
-        maps = plain.features[:4](IMAGENET(patches)).numpy()[0]
+        maps = plain.features[:4](IMAGENET(torch.from_numpy(patches))).numpy()[0]
     expected = np.concatenate([maps.mean(axis=(1, 2)), maps.std(axis=(1, 2))])
     np.testing.assert_allclose(encoder(patches)[0], expected, rtol=1e-3, atol=1e-5)
 
@@ -297,7 +298,7 @@ def test_auto_takes_bf16_where_it_is_fast_and_right(
     features = NetworkFeatures(Cancelling(offset), reading, 32)
     assert features.precision == chosen
     patches = noise(4, 32)
-    expected = IMAGENET(patches).numpy().reshape(4, 3, -1)
+    expected = IMAGENET(torch.from_numpy(patches)).numpy().reshape(4, 3, -1)
     np.testing.assert_allclose(features(patches)[:, :3], expected.mean(axis=2), atol=0.03)
 
 
@@ -311,6 +312,39 @@ def test_bf16_features_are_close() -> None:
     assert a.tobytes() != b.tobytes()
     assert np.linalg.norm(a - b) < network.TOLERANCE * np.linalg.norm(a)
     assert (exact.precision, rough.precision) == ("fp32", "bf16")
+
+
+class Normed(Backbone):
+    """A convolution and its normalisation, used in the order of their definition or not."""
+
+    layers = range(1, 2)
+
+    def __init__(self, in_order: bool) -> None:
+        super().__init__()
+        self.in_order = in_order
+        self.conv = nn.Conv2d(3, 3, 3)
+        self.norm = nn.BatchNorm2d(3)
+        generator = torch.Generator().manual_seed(0)
+        for part in (self.norm.weight.data, self.norm.bias.data, self.norm.running_mean):
+            part.copy_(torch.randn(3, generator=generator))
+        self.norm.running_var.fill_(4.0)
+
+    def layer_outputs(self, x: torch.Tensor, layers: Sequence[int]) -> list[LayerOutput]:
+        first, then = (self.conv, self.norm) if self.in_order else (self.norm, self.conv)
+        return [LayerOutput(then(first(x))) for _ in layers]
+
+
+@pytest.mark.parametrize("in_order", [True, False])
+def test_norms_are_folded_only_where_that_is_right(in_order: bool) -> None:
+    torch.manual_seed(0)
+    backbone = Normed(in_order)
+    reading = Reading((1,), ("mean", "sd"), IMAGENET)
+    exact = NetworkFeatures(copy.deepcopy(backbone), reading, 32, "fp32")
+    rough = NetworkFeatures(backbone, reading, 32, "bf16")
+    a, b = exact(noise(4, 32)), rough(noise(4, 32))
+    assert np.linalg.norm(a - b) < network.TOLERANCE * np.linalg.norm(a)
+    assert isinstance(rough._backbone.norm, nn.Identity if in_order else nn.BatchNorm2d)
+    assert isinstance(backbone.norm, nn.BatchNorm2d)
 
 
 # weights
@@ -369,3 +403,21 @@ def test_real_dinov2_survives_timms_spelling(shared: Path, tmp_path: Path) -> No
     ours = load_encoder("dinov2-s", weights=shared / "weights", **kwargs)
     other = load_encoder("dinov2-s", weights=tmp_path / "timm.safetensors", **kwargs)
     assert ours(patches).tobytes() == other(patches).tobytes()
+
+
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert [device_of(name) for name in ("cpu", "auto")] == ["cpu", "cpu"]
+    with pytest.raises(InputError, match=r"device cuda: torch sees no GPU here.*--device cpu"):
+        device_of("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert [device_of(name) for name in ("cuda", "auto", "cpu")] == ["cuda", "cuda", "cpu"]
+
+
+def test_the_key_does_not_tell_the_device() -> None:
+    """A model trained on a GPU predicts without one; features are kept apart all the same."""
+    here = load_encoder("vgg16", weights="random:0", fov_um=(150,), size_px=64, layers=[1])
+    there = copy.copy(here)
+    there.identity = here.identity | {"device": "cuda"}
+    assert (here.device, there.device) == ("cpu", "cuda")
+    assert here.key() == there.key()

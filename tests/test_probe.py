@@ -150,7 +150,7 @@ def test_a_point_does_not_depend_on_the_others(sections: list[Section]) -> None:
     np.testing.assert_allclose(part.sd, whole.sd[[5, 3]], rtol=1e-12)
 
 
-def test_far_points_are_out_of_distribution(sections: list[Section]) -> None:
+def test_far_points_are_less_certain(sections: list[Section]) -> None:
     class Strange(TableExtractor):
         def __call__(self, slide: Slide, coords: np.ndarray) -> np.ndarray:
             return super().__call__(slide, coords) * np.where(coords[:, :1] < 0, 30.0, 1.0)
@@ -158,8 +158,6 @@ def test_far_points_are_out_of_distribution(sections: list[Section]) -> None:
     probe = Probe(Strange(), ProbeConfig()).fit(sections, fit_target(sections, TARGET))
     known = probe.predict(sections[0].slide, sections[0].coords)
     strange = probe.predict(sections[0].slide, -sections[0].coords)
-    assert known.ood.mean() < 0.05
-    assert strange.ood.mean() > 0.9
     assert (strange.sd.mean(0) > known.sd.mean(0)).all()
 
 
@@ -170,7 +168,7 @@ def test_state_round_trip(sections: list[Section]) -> None:
     again = Probe(TableExtractor(), ProbeConfig()).restore(target, values, arrays)
     slide, coords = sections[1].slide, sections[1].coords
     first, second = probe.predict(slide, coords), again.predict(slide, coords)
-    for name in ("mean", "sd", "sd_latent", "ood"):
+    for name in ("mean", "sd", "sd_latent"):
         np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from deepspace.core import resume
 from deepspace.core.errors import InputError
-from deepspace.core.resume import STAMP, partial_folder, resumable_folder
+from deepspace.core.resume import GROUPS_DONE, STAMP, partial_folder, resumable_folder
 
 
 def dying(path: Path, stamp: dict[str, int]) -> None:
@@ -96,6 +98,38 @@ def test_two_runs_do_not_work_in_one_folder(tmp_path: Path, seed: int) -> None:
         ):
             pass
         assert (folder / ".step-x").exists()
+
+
+def test_a_lock_that_was_removed_in_between_is_not_held_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Opened while another run still held it, then removed by that run: it locks nothing."""
+    fcntl = pytest.importorskip("fcntl")
+    out, real, inodes = tmp_path / "out", fcntl.flock, []
+
+    def flock(stream: Any, how: int) -> None:
+        if not inodes:
+            (tmp_path / ".out.lock").unlink()
+        inodes.append(os.fstat(stream.fileno()).st_ino)
+        real(stream, how)
+
+    monkeypatch.setattr(resume.fcntl, "flock", flock)
+    with resumable_folder(out, {"seed": 0}, overwrite=False):
+        assert (tmp_path / ".out.lock").stat().st_ino == inodes[-1]
+    assert len(inodes) == 2
+
+
+def test_groups_that_are_done_outlive_a_refusal(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    def refused() -> None:
+        with resumable_folder(out, {"seed": 0}, overwrite=False) as folder:
+            (folder / GROUPS_DONE).write_text("0 00000000\n")
+            raise InputError("a tile cannot be read just now")
+
+    with pytest.raises(InputError, match="just now"):
+        refused()
+    assert (partial_folder(out) / GROUPS_DONE).exists()
 
 
 def test_a_refused_run_leaves_nothing_and_what_differs_is_named(tmp_path: Path) -> None:

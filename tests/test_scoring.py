@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepspace.core.config import Config
-from deepspace.workflows.scoring import HeldOut, score_table, summarise
-from deepspace.workflows.train import gene_cards
+from deepspace.workflows.expression_scoring import HeldOut, score_table, summarise_expression
+from deepspace.workflows.train import verdict_cards
+from deepspace.workflows.verdicts import gene_verdicts
 from make_sections import lattice, make_section
 
 
@@ -66,11 +67,12 @@ def test_genes_without_a_whole_prediction_are_left_out(folder: Path) -> None:
 
 def test_summary_and_verdicts(folder: Path) -> None:
     scores = score_table({"A": held_out(folder, 1, 4)}, "spot")
-    summary = summarise(scores, Config(), "spot", 4)
+    summary = summarise_expression(scores, Config(), "spot", 4)
     assert "leak" in summary["warning"]
     assert summary["models"]["gene mean"]["mean_pearson"] == 0
     assert "nearest spot" in summary["not_applicable"]
-    good, bad, unknown = gene_cards(scores, "model", ["G0", "G1", "G2"])
+    verdicts = gene_verdicts(scores, {}, "model", None)
+    good, bad, unknown = verdict_cards(verdicts, "model", ["G0", "G1", "G2"])
     assert good.predictable
     assert not bad.predictable
     assert not unknown.predictable

@@ -155,3 +155,17 @@ def test_counts_and_spots_of_different_kinds(tmp_path: Path, row: dict[str, obje
     both = {**row, "counts": matrix, "spots": positions}
     (section,) = read_sheet(write_sheet(tmp_path / "s.csv", [both]))
     assert section.platform == "visium"
+
+
+def test_a_quote_that_is_not_closed_is_told_by_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "cohort.csv"
+    path.write_text('section,patient,mpp,image\nA,P,1,a.png\n"B,P,1,b.png\nC,P,1,c.png\n')
+    with pytest.raises(InputError, match=r"row that begins in line 3 .* quotes"):
+        read_sheet(path)
+
+
+def test_ids_that_differ_only_in_case_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "cohort.csv"
+    path.write_text("section,patient,mpp,image\nA1,P,1,a.png\na1,P,1,b.png\n")
+    with pytest.raises(InputError, match="'A1' and 'a1' differ only in case"):
+        read_sheet(path)

@@ -88,14 +88,10 @@ def test_sections_on_one_scan_stay_as_they_lie(
     assert "A, twin share a scan" in caplog.text
 
 
-def test_only_models_that_use_neighbours_wait_for_it(
-    sections: list[Section], calls: list[int]
-) -> None:
-    bench = Workbench.of(Config())
-    assert with_stack(bench, sections, ["probe"]).stack is None
-    found = with_stack(bench, sections, ["probe", "kriging"])
+def test_a_bench_is_given_its_stack_once(sections: list[Section], calls: list[int]) -> None:
+    found = with_stack(Workbench.of(Config()), sections)
     assert found.stack is not None
-    assert with_stack(found, sections, ["kriging"]) is found
+    assert with_stack(found, sections) is found
     assert calls == [2]
 
 

@@ -354,7 +354,6 @@ def test_stated_spread_covers_what_is_measured(sections: list[Section], target: 
     z = (target.encode(unseen.require_counts()) - found.mean) / found.sd
     assert 0.8 < z.std() < 1.25
     assert (found.sd_latent < found.sd).all()
-    assert found.ood.mean() < 0.1
 
 
 def test_clusters_have_a_student_too(sections: list[Section]) -> None:

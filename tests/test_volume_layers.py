@@ -117,7 +117,7 @@ class Sizes:
     def predict_at_depth(self, slide: Slide, coords: FloatArray, z_um: float) -> Prediction:
         self.asked.append(len(coords))
         mean = np.repeat(coords[:, :1], len(self.target.names), axis=1)
-        return Prediction(mean, mean, mean, np.zeros(len(mean), bool))
+        return Prediction(mean, mean, mean)
 
 
 def test_many_genes_are_predicted_at_fewer_points_at_once(

@@ -82,7 +82,7 @@ def test_loaded_weights_are_the_files(folder: Path) -> None:
     plain = DenseNet121().half().float().eval()
     patches = noise(1, 32)
     with torch.inference_mode():
-        (output,) = plain.layer_outputs(IMAGENET(patches), [1])
+        (output,) = plain.layer_outputs(IMAGENET(torch.from_numpy(patches)), [1])
     np.testing.assert_allclose(
         encoder(patches)[0, :256], output.map.mean(dim=(2, 3))[0], rtol=1e-3, atol=1e-5
     )
@@ -224,7 +224,7 @@ def test_metadata_say_what_the_network_expects(tmp_path: Path) -> None:
 
 def test_caffe_means_go_to_their_channels() -> None:
     transform = network.parse_input("BGR, 0-255, minus (103.939,116.779,123.68)", "x")
-    red = np.zeros((1, 2, 2, 3), np.uint8)
+    red = torch.zeros((1, 2, 2, 3), dtype=torch.uint8)
     red[..., 0] = 200
     np.testing.assert_allclose(
         transform(red)[0, :, 0, 0], [-103.939, -116.779, 200 - 123.68], rtol=1e-5

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import sys
+import threading
+from collections import deque
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -103,17 +106,39 @@ def test_same_prediction_same_bytes(tmp_path: Path) -> None:
     assert sha256(tmp_path / "a.h5ad") == sha256(tmp_path / "b.h5ad")
 
 
+def test_who_looks_at_the_process_does_not_show_in_the_file(tmp_path: Path) -> None:
+    adata, _ = make_prediction(tmp_path)
+    adata.obs = adata.obs.assign(**{f"column_{i}": float(i) for i in range(100)})
+    done, found = threading.Event(), set()
+
+    def look() -> None:  # as the profiler of dask does
+        kept: deque[object] = deque(maxlen=5)
+        while not done.wait(0.0005):
+            kept.append(sys._current_frames())
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    try:
+        for number in range(5):
+            write.write_prediction(adata, tmp_path / f"{number}.h5ad")
+            found.add(sha256(tmp_path / f"{number}.h5ad"))
+    finally:
+        done.set()
+        watcher.join()
+    assert len(found) == 1
+
+
 def test_failure_keeps_the_old_file(tmp_path: Path, monkeypatch: Any) -> None:
     adata, _ = make_prediction(tmp_path)
     path = tmp_path / "out" / "p.h5ad"
     write.write_prediction(adata, path)
     before = sha256(path)
 
-    def half(self: AnnData, target: Path, **options: Any) -> None:
+    def half(what: AnnData, target: Path) -> None:
         Path(target).write_bytes(b"half of it")
         raise OSError("disk full")
 
-    monkeypatch.setattr(AnnData, "write_h5ad", half)
+    monkeypatch.setattr(write, "save_h5ad", half)
     with pytest.raises(OSError, match="disk full"):
         write.write_prediction(adata, path, overwrite=True)
     assert sha256(path) == before

@@ -87,6 +87,10 @@ class EncoderConfig(StrictModel):
 
     `fov_um`, `layers`, `size_px` (side of a patch) and `weights` left empty mean the encoder's own
     defaults. `fov_spots` gives fields of view in spot diameters instead of micrometres.
+
+    With ``sampling = "dense"`` features are pooled from a map of the whole slide instead of from a
+    crop around each point, which costs hardly more for many points than for few
+    (`deepspace.models.dense`). A model predicts in the way it was trained.
     """
 
     name: str = "stain"
@@ -98,6 +102,7 @@ class EncoderConfig(StrictModel):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     stain_normalisation: Literal["none", "macenko"] = "none"
     standardise: Literal["section", "none"] = "section"
+    sampling: Literal["crop", "dense"] = "crop"
 
     @model_validator(mode="after")
     def _one_unit(self) -> Self:
@@ -284,6 +289,23 @@ class SplitConfig(StrictModel):
     gap_um: Annotated[float, Field(ge=0)] | None = None
 
 
+class EvaluateConfig(StrictModel):
+    """What stands beside the scores.
+
+    Attributes
+    ----------
+    moves
+        Times that `probe` learns from labels that were moved over the tissue as a whole, to tell
+        what chance can do; verdicts of genes rest on it. 0 leaves it out: p-values then take
+        spots as independent.
+    leak_gap
+        Which model is scored under every split: ``probe``, the ``model`` itself, or ``none``.
+    """
+
+    moves: Annotated[int, Field(ge=0)] = 10
+    leak_gap: Literal["probe", "model", "none"] = "probe"
+
+
 class RegistrationConfig(StrictModel):
     """How serial sections are laid over each other (docs/decisions/010-registration.md).
 
@@ -344,6 +366,8 @@ class CompleteConfig(StrictModel):
         Also score by blanking regions of each section (split ``blob``): what `failed` spots and
         points between spots are worth. The model's own scores are of whole sections held out,
         also under ``split.how = "auto"`` if a patient has two measured serial sections.
+    all_genes
+        Write genes that held-out data do not tell from chance as well.
     volume
         Predict planes between the sections where there are at least two in depth.
     volume_um, volume_z_um
@@ -357,6 +381,7 @@ class CompleteConfig(StrictModel):
     at: Annotated[tuple[str, ...], Field(min_length=1)] = ("spots", "between")
     sum_to_spots: bool = False
     score_within: bool = True
+    all_genes: bool = False
     volume: bool = True
     volume_um: Annotated[float, Field(gt=0)] | None = None
     volume_z_um: Annotated[float, Field(gt=0)] | None = None
@@ -379,6 +404,7 @@ class Config(StrictModel):
     failed: FailedConfig = FailedConfig()
     complete: CompleteConfig = CompleteConfig()
     split: SplitConfig = SplitConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
     registration: RegistrationConfig = RegistrationConfig()
 
     def with_values(self, **changes: dict[str, Any] | int | str | None) -> Self:

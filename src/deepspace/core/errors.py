@@ -17,6 +17,10 @@ class InputError(DeepspaceError):
     """
 
 
+class DiskError(InputError):
+    """The disk is full or refuses to be written: what was done so far stays."""
+
+
 class Problems:
     """Collect all faults of one input, then raise them together.
 

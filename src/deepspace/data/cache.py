@@ -9,7 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -119,10 +119,9 @@ class ArrayCache:
         stored = self._open(path, shape, np.dtype(dtype))
         if stored is not None:
             return stored
-        self._write(path, shape, np.dtype(dtype), fill)
-        array: Mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+        array = self._write(path, shape, np.dtype(dtype), fill)
         if array.nbytes > self.max_bytes:
-            path.unlink()  # what is mapped stays until it is let go
+            path.unlink(missing_ok=True)  # what is mapped stays until it is let go
         else:
             self._evict()
         return array
@@ -134,7 +133,7 @@ class ArrayCache:
                 raise ValueError(f"it is {array.dtype} {array.shape}")
             if path.stat().st_size != array.offset + array.nbytes:
                 raise ValueError("its size is wrong")
-            os.utime(path)
+            _touch(path)
         except FileNotFoundError:
             return None
         except (ValueError, OSError, EOFError) as error:
@@ -148,7 +147,7 @@ class ArrayCache:
         shape: tuple[int, ...],
         dtype: np.dtype[Any],
         fill: Callable[[Mapped], None],
-    ) -> None:
+    ) -> Mapped:
         with ExitStack() as stack:
             with self._can_be_written():
                 self._make_room(path, math.prod(shape) * dtype.itemsize)
@@ -156,6 +155,9 @@ class ArrayCache:
                 array: Mapped = np.lib.format.open_memmap(temporary, "w+", dtype, shape)
             fill(array)
             array.flush()
+            # opened before it has its name: from then on another process may evict it
+            stored: Mapped = np.load(temporary, mmap_mode="r", allow_pickle=False)
+        return stored
 
     @contextmanager
     def _can_be_written(self) -> Iterator[None]:
@@ -167,8 +169,9 @@ class ArrayCache:
     def _make_room(self, path: Path, size: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         for left in path.parent.glob(f".{path.stem}-*{path.suffix}"):
-            if time.time() - left.stat().st_mtime > _STALE_S:
-                left.unlink()
+            with suppress(FileNotFoundError):
+                if time.time() - left.stat().st_mtime > _STALE_S:
+                    left.unlink()
         free = shutil.disk_usage(path.parent).free
         if free < size:  # a full disk would end the process while it writes into the map
             raise InputError(
@@ -183,7 +186,7 @@ class ArrayCache:
             array: NDArray[Any] = np.load(path, allow_pickle=False)
             if _checksum(array) != _sum_file(path).read_text():
                 raise ValueError("its checksum is wrong")
-            os.utime(path)  # the time of use decides what goes first
+            _touch(path)
         except FileNotFoundError:
             return None
         except (ValueError, OSError, EOFError) as error:
@@ -206,7 +209,10 @@ class ArrayCache:
         log_once(f"cache: {text}")
 
     def _evict(self) -> None:
-        files = [(path, path.stat()) for path in self._files()]
+        files = []
+        for path in self._files():
+            with suppress(FileNotFoundError):  # other processes evict, too
+                files.append((path, path.stat()))
         total = sum(stat.st_size for _, stat in files)
         for path, stat in sorted(files, key=lambda item: item[1].st_mtime_ns):
             if total <= self.max_bytes:
@@ -221,6 +227,12 @@ class ArrayCache:
 
 def _checksum(array: NDArray[Any]) -> str:
     return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
+
+
+def _touch(path: Path) -> None:
+    """Note the time of use, which decides what goes first; the file may be another user's."""
+    with suppress(OSError):
+        os.utime(path)
 
 
 def _sum_file(path: Path) -> Path:

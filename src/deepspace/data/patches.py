@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import asdict, dataclass
+from itertools import islice
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from deepspace.core.ahead import ahead
 from deepspace.core.errors import InputError
 from deepspace.data.cache import ArrayCache
 from deepspace.data.stain import StainNormaliser
@@ -113,10 +116,14 @@ def read_patches(
     def one(row: np.int64) -> Image:
         return read_patch(slide, float(points[row, 0]), float(points[row, 1]), spec)
 
-    with ThreadPoolExecutor(threads()) as pool:
+    # while a batch is used the next one is read
+    with (
+        ThreadPoolExecutor(threads()) as pool,
+        closing(ahead(pool, one, order, depth=batch)) as found,
+    ):
         for start in range(0, len(order), batch):
             index = order[start : start + batch]
-            yield index, np.stack(list(pool.map(one, index)))
+            yield index, np.stack([patch for _, patch in islice(found, len(index))])
 
 
 def read_all(

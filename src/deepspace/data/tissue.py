@@ -122,7 +122,7 @@ def find_tissue(image: Image, um_per_px: float) -> Mask:
     px = 1.0 / um_per_px
     cut_out = _padding(image)
     density = _density_over_glass(image, cut_out)
-    foreign = cut_out | _ink(density, px)
+    foreign = cut_out | ink_mask(density, px)
     density[foreign] = 0.0
     density[_printed_dots(density, px)] = 0.0
 
@@ -162,7 +162,7 @@ def _density_over_glass(image: Image, cut_out: Mask) -> Floats:
     return np.stack([table[image[..., c], c] for c in range(3)], axis=-1)
 
 
-def _ink(density: Floats, px: float) -> Mask:
+def ink_mask(density: Floats, px: float) -> Mask:
     """Pen marks, thick dust and the rims of bubbles: colours outside the H&E gamut.
 
     Haematoxylin and eosin both absorb most in green and haematoxylin least in blue. Blue and

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final
 
 import anndata
+import h5py
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
@@ -59,19 +60,33 @@ def from_anndata(adata: AnnData, path: Path, platform: str) -> Parts:
     InputError
         If it has no `obsm['spatial']` of two columns.
     """
-    parts = Parts(platform)
-    places = _places(adata, path)
+    parts = places_from_anndata(adata, path, platform)
+    spots = parts.spots
+    assert spots is not None
     counts = _raw_counts(adata, path, parts.notes)
-    counts.obs_names = adata.obs_names.astype(str)
-    spots = pd.DataFrame(places, columns=["x", "y"], index=counts.obs_names)
-    spots[keys.IN_TISSUE] = _in_tissue(adata)
-    for name in (keys.ARRAY_ROW, keys.ARRAY_COL):
-        if name in adata.obs:
-            spots[name] = pd.to_numeric(adata.obs[name], errors="coerce").to_numpy()
+    counts.obs_names = spots.index
     inside = spots[keys.IN_TISSUE].to_numpy(bool)
     if not inside.all():
         parts.notes.append(f"{path}: {(~inside).sum()} spots outside tissue have counts: left out")
     parts.counts = _finish(adata, counts, spots)[inside].copy()
+    return parts
+
+
+def places_from_anndata(adata: AnnData, path: Path, platform: str) -> Parts:
+    """Take places and scale alone, whatever the object holds of counts.
+
+    Raises
+    ------
+    InputError
+        If it has no `obsm['spatial']` of two columns.
+    """
+    parts = Parts(platform)
+    names = adata.obs_names.astype(str)
+    spots = pd.DataFrame(_places(adata, path), columns=["x", "y"], index=names)
+    spots[keys.IN_TISSUE] = _in_tissue(adata)
+    for name in (keys.ARRAY_ROW, keys.ARRAY_COL):
+        if name in adata.obs:
+            spots[name] = pd.to_numeric(adata.obs[name], errors="coerce").to_numpy()
     parts.spots = spots
     _add_scale(adata, parts)
     return parts
@@ -157,3 +172,20 @@ def _scalefactors(adata: AnnData) -> dict[str, float]:
     library = next(iter(libraries.values()))
     factors = library.get("scalefactors", {}) if isinstance(library, dict) else {}
     return {str(k): float(v) for k, v in factors.items() if isinstance(v, int | float | np.number)}
+
+
+def save_h5ad(adata: AnnData, path: Path) -> None:
+    """Write AnnData; the same object gives the same bytes, whatever else the process does.
+
+    Without a chunk cache HDF5 stores values when they are written, and not when their data set is
+    closed, which waits for whatever holds it: a profiler, a debugger, the garbage collector.
+
+    Parameters
+    ----------
+    adata : AnnData
+        In memory.
+    path : Path
+        Written over.
+    """
+    with h5py.File(path, "w", rdcc_nbytes=0) as file:
+        anndata.io.write_elem(file, "/", adata, dataset_kwargs={"compression": "gzip"})

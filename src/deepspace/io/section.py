@@ -17,10 +17,11 @@ from deepspace.core.errors import InputError
 from deepspace.io import scale
 from deepspace.io.checks import validate
 from deepspace.io.detect import read_parts
+from deepspace.io.h5ad import from_anndata, places_from_anndata
 from deepspace.io.parts import Parts, Request
 from deepspace.io.slide import Slide, open_slide
 
-__all__ = ["Ids", "Section", "assemble", "read_section", "validate"]
+__all__ = ["Ids", "Section", "assemble", "read_section", "section_from_anndata", "validate"]
 
 
 @dataclass
@@ -258,6 +259,51 @@ def read_section(
     parts, name = read_parts(Path(path), Request(section, picture, bin_um, raw))
     ids = Ids(section or name, patient or section or name, z_um)
     return assemble(parts, ids, image=picture, mpp=mpp)
+
+
+def section_from_anndata(
+    adata: AnnData,
+    image: Path | str | Slide,
+    *,
+    section: str = "section",
+    patient: str | None = None,
+    z_um: float | None = None,
+    mpp: float | None = None,
+    measured: bool = True,
+) -> Section:
+    """Make a section of an AnnData object in memory and its image.
+
+    Parameters
+    ----------
+    adata
+        Raw counts in `X`, `layers['counts']` or `raw`; `obsm['spatial']` (n, 2), `x, y` in
+        full-resolution pixels of `image`.
+    image
+        Full-resolution H&E image, or a slide that is open.
+    section, patient
+        Identifiers; the patient's default is the section's.
+    z_um
+        Depth in the block, um.
+    mpp
+        Micrometres per pixel of the image; outranks every other source.
+    measured
+        Whether its counts are taken, a copy; else the section has its places alone.
+
+    Returns
+    -------
+    Section
+
+    Raises
+    ------
+    InputError
+        If the object has no counts or places, or the image cannot be opened.
+    """
+    take = from_anndata if measured else places_from_anndata
+    parts = take(adata, Path(f"AnnData of {section}"), "h5ad")
+    if isinstance(image, Slide):
+        parts.image = image
+    picture = None if isinstance(image, Slide) else Path(image)
+    return assemble(parts, Ids(section, patient or section, z_um), image=picture, mpp=mpp)
 
 
 def _describe_counts(counts: AnnData | None) -> Mapping[str, Any]:

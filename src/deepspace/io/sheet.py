@@ -5,10 +5,10 @@ from __future__ import annotations
 import csv
 import difflib
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from deepspace.core.errors import InputError, Problems
 from deepspace.io.checks import check_cohort, section_id_problems
@@ -19,7 +19,7 @@ from deepspace.io.section import Ids, Section, assemble, read_section
 from deepspace.io.tables import read_measured_table, read_spots_only
 from deepspace.io.text import delimiter, read_text, stream
 
-__all__ = ["COLUMNS", "check_cohort", "read_sheet"]
+__all__ = ["COLUMNS", "check_cohort", "list_sections", "read_sheet"]
 
 COLUMNS: Final = (
     "section",
@@ -63,7 +63,8 @@ def read_sheet(path: Path | str, *, only: Collection[str] | None = None) -> list
         same in every section (`add_cluster_table`). A row without counts, spaceranger and h5ad
         is an unmeasured section.
     only
-        Identifiers of the sections to read; the others are checked, but not read.
+        Identifiers of the sections to read; what the sheet says of the others is checked, but
+        not whether their files are there.
 
     Returns
     -------
@@ -77,7 +78,7 @@ def read_sheet(path: Path | str, *, only: Collection[str] | None = None) -> list
     path = Path(path)
     if path.is_dir() or path.suffix.lower() not in _SUFFIXES:
         return [read_section(path)]
-    rows = _choose(path, _parse(path), only)
+    rows = _choose(path, _parse(path, only), only)
     problems = Problems(str(path))
     sections = []
     for row in rows:
@@ -87,6 +88,18 @@ def read_sheet(path: Path | str, *, only: Collection[str] | None = None) -> list
             problems.add(f"line {row.line}, section {row.ids.section}: {error}")
     problems.raise_if_any()
     return sections
+
+
+def list_sections(path: Path | str, *, only: Collection[str] | None = None) -> list[Row]:
+    """What a cohort says of each section; whether its files are there is not asked.
+
+    Parameters and errors are those of `read_sheet`, but for those of the files.
+    """
+    path = Path(path)
+    if path.is_dir() or path.suffix.lower() not in _SUFFIXES:
+        (found,) = read_sheet(path, only=only)
+        return [Row(0, Ids(found.section, found.patient, found.z_um), None, {"section": path})]
+    return _choose(path, _parse(path, ()), only)
 
 
 def _read_row(row: Row) -> Section:
@@ -106,8 +119,8 @@ def _read_row(row: Row) -> Section:
     return assemble(parts, row.ids, image=image, mpp=row.mpp)
 
 
-def _parse(path: Path) -> list[Row]:
-    """Check the whole sheet without opening what it names."""
+def _parse(path: Path, only: Collection[str] | None) -> list[Row]:
+    """Check the whole sheet without opening what it names; ask for the files of `only`."""
     header, table = _read_table(path)
     problems = Problems(str(path))
     # spreadsheets leave empty columns without a name behind
@@ -119,7 +132,14 @@ def _parse(path: Path) -> list[Row]:
     names = [cells["section"] for cells in table]
     for name in sorted({name for name in names if name and names.count(name) > 1}):
         problems.add(f"section {name!r} occurs more than once; section ids must be unique")
-    rows = [_row(path, cells, problems) for cells in table]
+    kept: dict[str, str] = {}
+    for name in names:
+        other = kept.setdefault(name.casefold(), name)
+        if other != name:  # on some disks their files would be one
+            problems.add(f"sections {other!r} and {name!r} differ only in case; rename one")
+    rows = [
+        _row(path, cells, problems, only is None or cells["section"] in only) for cells in table
+    ]
     problems.raise_if_any()
     return rows
 
@@ -129,10 +149,10 @@ def _read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     # old Macintosh line ends too, which csv refuses
     text = read_text(path).replace("\r\n", "\n").replace("\r", "\n")
     first = next(line for line in text.splitlines() if line.strip())
-    reader = csv.reader(stream(text), delimiter=delimiter(first))
+    reader = csv.reader(stream(text), delimiter=delimiter(first), strict=True)
     header: list[str] = []
     rows = []
-    for fields in reader:
+    for fields in _whole(reader, path):
         cells = [field.strip() for field in fields]
         if not any(cells):
             continue
@@ -147,6 +167,23 @@ def _read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
         padded = cells[: len(header)] + [""] * (len(header) - len(cells))
         rows.append({"line": str(reader.line_num), **dict(zip(header, padded, strict=True))})
     return header, rows
+
+
+def _whole(reader: Any, path: Path) -> Iterator[list[str]]:
+    """Rows of a csv reader; a quote that is never closed would swallow the rest of the sheet."""
+    start = 1
+    while True:
+        try:
+            fields = next(reader, None)
+        except csv.Error as error:
+            raise InputError(
+                f"{path}: the row that begins in line {start} is not CSV ({error}); close or "
+                "double its quotes"
+            ) from error
+        if fields is None:
+            return
+        start = reader.line_num + 1
+        yield fields
 
 
 def _check_columns(header: list[str], problems: Problems) -> None:
@@ -164,7 +201,7 @@ def _check_columns(header: list[str], problems: Problems) -> None:
         problems.add("no column image; add it with the path of each full-resolution H&E image")
 
 
-def _row(path: Path, cells: dict[str, str], problems: Problems) -> Row:
+def _row(path: Path, cells: dict[str, str], problems: Problems, needed: bool) -> Row:
     line = int(cells["line"])
     where = f"line {line}, section {cells['section']}" if cells["section"] else f"line {line}"
     found = {name: cells[name] for name in _PATHS if cells.get(name)}
@@ -175,7 +212,7 @@ def _row(path: Path, cells: dict[str, str], problems: Problems) -> Row:
         problems.add(f"{where}: {fault}")
     paths = {name: path.parent / Path(value).expanduser() for name, value in found.items()}
     for name, file in paths.items():
-        if not file.exists():
+        if needed and not file.exists():
             problems.add(f"{where}: {name}: no such file {file}; paths are relative to the sheet")
     for fault in _contradictions(found):
         problems.add(f"{where}: {fault}")

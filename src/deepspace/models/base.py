@@ -30,14 +30,11 @@ class Prediction:
         as the training spots are on average.
     sd_latent : ndarray, shape (points, names)
         Standard deviation of what is measured itself.
-    ood : ndarray of bool, shape (points,)
-        Points whose image is unlike anything in the training data.
     """
 
     mean: FloatArray
     sd: FloatArray
     sd_latent: FloatArray
-    ood: NDArray[np.bool_]
 
     def sd_at(self, thinness: FloatArray) -> FloatArray:
         """Standard deviation of measurements of another depth, shape (points, names).
@@ -50,7 +47,7 @@ class Prediction:
         Examples
         --------
         >>> one = np.ones((1, 1))
-        >>> found = Prediction(mean=one, sd=5 * one, sd_latent=3 * one, ood=np.zeros(1, bool))
+        >>> found = Prediction(mean=one, sd=5 * one, sd_latent=3 * one)
         >>> found.sd_at(np.array([4.0])).round(2)  # a quarter of the counts
         array([[8.54]])
         """

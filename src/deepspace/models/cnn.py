@@ -181,13 +181,12 @@ class CNN:
         """Predict at `coords`, shape (points, 2)."""
         X = self.extractor(slide, coords)
         mean = self._values(X, len(self.target.names))
-        grown, odd = self.linear.variance(X)
+        grown = self.linear.variance(X)
         latent = np.maximum(self.linear.residual - self.noise, 0.0) + grown + self.between
         return Prediction(
             mean=mean,
             sd=np.sqrt(self.linear.residual + grown + self.between),
             sd_latent=np.sqrt(latent),
-            ood=odd,
         )
 
     def teach(self, slide: Slide, coords: FloatArray) -> FloatArray:
@@ -218,7 +217,6 @@ class CNN:
         values = {
             "centred": self.scaling.centred,
             "temperature": self.temperature,
-            "ood_limit": self.linear.limit,
             "history": self.history,
             "validation_loss": self.validation_loss,
         }
@@ -232,7 +230,7 @@ class CNN:
         self.scaling = Scaling(arrays["offset"], arrays["spread"], values["centred"])
         self.temperature, self.history = values["temperature"], values["history"]
         self.validation_loss = values["validation_loss"]
-        self.linear = NeuralLinear.from_arrays(arrays, values["ood_limit"])
+        self.linear = NeuralLinear.from_arrays(arrays)
         prefix = len(TRAINED)
         self.trained = {k[prefix:]: v for k, v in arrays.items() if k.startswith(TRAINED)}
         pretrained = HEADS[self.tools.config.cnn.head](self.tools.pretrained)

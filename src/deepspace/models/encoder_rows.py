@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deepspace.models import stain_features
+from deepspace.models import stain_features, texture_maps
 from deepspace.models.backbones import (
     VGG16,
     Backbone,
@@ -23,6 +23,7 @@ from deepspace.models.backbones import (
     efficientnet,
     vit,
 )
+from deepspace.models.dense import Maps
 from deepspace.models.network import (
     CLIP,
     H_OPTIMUS,
@@ -48,12 +49,15 @@ class StatisticsRow:
         Features of patches, their names, and a number that is raised when they change.
     fov_um, size_px
         Default fields of view in micrometres, and the side of each patch in pixels.
+    maps
+        Makes the map that dense features are pooled from.
     """
 
     embed: Embed
     names: tuple[str, ...]
     version: int
     fov_um: tuple[float, ...]
+    maps: Callable[[], Maps]
     size_px: int = 224
     licence: str = "BSD-3-Clause"
 
@@ -131,13 +135,19 @@ _GIANT = ViTConfig(40, 1536, 24, 14, 16, 4096, gated=True)
 # untested, and the pathology models keep the resolution and the embedding they were published with.
 ENCODERS: dict[str, StatisticsRow | NetworkRow] = {
     "colour": StatisticsRow(
-        stain_features.mean_colour, ("red", "green", "blue"), 1, fov_um=(220,), size_px=64
+        stain_features.mean_colour,
+        ("red", "green", "blue"),
+        1,
+        fov_um=(220,),
+        maps=texture_maps.ColourMaps,
+        size_px=64,
     ),
     "stain": StatisticsRow(
         stain_features.stain_features,
         stain_features.FEATURE_NAMES,
         stain_features.VERSION,
         fov_um=(150, 400),
+        maps=texture_maps.TextureMaps,
     ),
     "vgg16": NetworkRow(
         lambda state: VGG16(),

@@ -7,8 +7,9 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 from deepspace.core.errors import InputError, Problems
 from deepspace.data.patches import PatchSpec
 from deepspace.models.backbones import Backbone, check_layers, timm_zoo
+from deepspace.models.dense import Maps, embed
 from deepspace.models.encoder_rows import ENCODERS, Embed, NetworkRow, StatisticsRow
 from deepspace.models.network import (
     MEAN_SD,
@@ -27,6 +29,7 @@ from deepspace.models.network import (
     Reading,
     parse_input,
 )
+from deepspace.models.network_maps import NetworkMaps
 from deepspace.models.weights import (
     Weights,
     find_weights,
@@ -47,6 +50,7 @@ __all__ = [
 ]
 
 TIMM = "timm:"
+Sampling = Literal["crop", "dense"]
 
 
 class Encoder:
@@ -64,9 +68,13 @@ class Encoder:
         Names of those d features.
     identity
         All else that changes the features: weights, layers, precision.
+    maps
+        The encoder's map of a slide, where features are pooled from that instead of from crops.
 
     Attributes
     ----------
+    maps : deepspace.models.dense.Maps or None
+        As above.
     identity : dict
         As above; `weights` is the file that was loaded, `weights_sha256` its hash.
 
@@ -84,12 +92,19 @@ class Encoder:
         embed: Embed,
         field_names: tuple[str, ...],
         identity: Mapping[str, Any],
+        maps: Maps | None = None,
     ) -> None:
         self.name = name
         self.specs = specs
+        self.maps = maps
         self.identity = dict(identity)
         self._embed = embed
         self._field_names = field_names
+
+    def pooled_from(self, maps: Maps) -> Encoder:
+        """The same encoder, its features pooled from a map of the slide."""
+        identity = {**self.identity, "dense": maps.identity()}
+        return Encoder(self.name, self.specs, partial(embed, maps=maps), maps.names, identity, maps)
 
     @property
     def feature_names(self) -> tuple[str, ...]:
@@ -107,6 +122,11 @@ class Encoder:
     def precision(self) -> str:
         """Arithmetic the features were computed in: ``fp32``, ``bf16`` or ``exact``."""
         return str(self.identity["precision"])
+
+    @property
+    def device(self) -> str:
+        """Kind of device the features are computed on: ``cpu`` or ``cuda``."""
+        return str(self.identity.get("device", "cpu"))
 
     def __call__(self, patches: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Features of one field of view.
@@ -136,12 +156,12 @@ class Encoder:
         return self._embed(patches)
 
     def key(self) -> str:
-        """Hash of everything that changes the features."""
+        """Hash of everything that changes the features, but for rounding on another device."""
         content = {
             "encoder": self.name,
             "specs": [asdict(spec) for spec in self.specs],
-            # where the weights lay does not change what they are
-            **{key: value for key, value in self.identity.items() if key != "weights"},
+            # where the weights lay and where they are multiplied does not change what they are
+            **{k: value for k, value in self.identity.items() if k not in ("weights", "device")},
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -170,18 +190,23 @@ class Pretrained:
     specs: tuple[PatchSpec, ...]
     weights: Weights
 
-    def encoder(self, precision: Precision = "auto", device: str = "cpu") -> Encoder:
+    def encoder(
+        self, precision: Precision = "auto", device: str = "cpu", sampling: Sampling = "crop"
+    ) -> Encoder:
         """Encoder that reads pooled layers of the network, which it takes as it is now."""
         size_px = self.specs[0].size_px
-        embed = NetworkFeatures(self.backbone, self.reading, size_px, precision, device)
+        network = NetworkFeatures(self.backbone, self.reading, size_px, precision, device)
         identity = {
             "weights": self.weights.origin,
             "weights_sha256": self.weights.sha256,
-            "precision": embed.precision,
+            "precision": network.precision,
             "device": torch.device(device).type,
             **asdict(self.reading),
         }
-        return Encoder(self.name, self.specs, embed, embed.feature_names, identity)
+        encoder = Encoder(self.name, self.specs, network, network.feature_names, identity)
+        if sampling == "crop":
+            return encoder
+        return encoder.pooled_from(NetworkMaps(self.name, network, size_px))
 
 
 @dataclass(frozen=True)
@@ -209,6 +234,7 @@ def load_encoder(
     layers: Sequence[int | str] | None = None,
     precision: Precision = "auto",
     device: str = "cpu",
+    sampling: Sampling = "crop",
 ) -> Encoder:
     """Load an encoder with its weights.
 
@@ -230,11 +256,13 @@ def load_encoder(
         ``auto``, ``fp32`` or ``bf16``; see `deepspace.models.network.NetworkFeatures`.
     device
         Torch device.
+    sampling
+        ``crop`` or ``dense``; see `deepspace.models.dense`.
 
     Raises
     ------
     InputError
-        If there is no such encoder or layer, or no weights that fit it.
+        If there is no such encoder or layer, no weights that fit it, or no map for it.
 
     Examples
     --------
@@ -244,8 +272,9 @@ def load_encoder(
     request = _request(name, fov_um, size_px, weights, layers)
     row = ENCODERS.get(name)
     if isinstance(row, StatisticsRow):
-        return _load_statistics(name, row, request)
-    return _load_pretrained(name, request).encoder(precision, device)
+        encoder = _load_statistics(name, row, request)
+        return encoder if sampling == "crop" else encoder.pooled_from(row.maps())
+    return _load_pretrained(name, request).encoder(precision, device, sampling)
 
 
 def load_network(
@@ -383,7 +412,17 @@ def _hash_state(state: Mapping[str, Tensor]) -> str:
 
 
 def device_of(name: str) -> str:
-    """Torch device of a configuration: ``auto`` is a GPU where there is one."""
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return name
+    """Torch device of a configuration: ``auto`` is a GPU where there is one.
+
+    Raises
+    ------
+    InputError
+        If a GPU is asked for and there is none that torch can use.
+    """
+    able = torch.cuda.is_available()
+    if name == "cuda" and not able:
+        raise InputError(
+            "device cuda: torch sees no GPU here (no driver, or a CPU build of torch); take "
+            "--device cpu, or --device auto for a GPU where there is one"
+        )
+    return ("cuda" if able else "cpu") if name == "auto" else name

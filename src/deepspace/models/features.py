@@ -14,12 +14,15 @@ from deepspace.data.patches import READING, PatchSpec, read_patches
 from deepspace.data.stain import StainNormaliser
 from deepspace.data.tissue import tissue_mask
 from deepspace.io.slide import Slide
+from deepspace.models.dense import compact_groups, dense_features
 from deepspace.models.encoders import Encoder
 
 FloatArray = NDArray[np.float64]
 
 # raised when tissue mask, lattice or stain normalisation change, so that old entries rest
 LATTICE = 1
+# points that are encoded at once, as crops and from a map
+BLOCK, DENSE_BLOCK = 512, 4096
 
 
 class FeatureExtractor:
@@ -57,7 +60,10 @@ class FeatureExtractor:
         self.reference_points = reference_points
         self._known: dict[tuple[str, float], tuple[dict[bytes, int], FloatArray]] = {}
         self._stains: dict[tuple[str, float], StainNormaliser] = {}
+        self._bars = True  # one a field of view, unless there is one over all blocks
         self._scales: dict[tuple[str, float], tuple[FloatArray, FloatArray]] = {}
+        # encoded together with others, by slide and the bytes of their coordinates
+        self._fresh: dict[tuple[tuple[str, float], bytes], NDArray[np.float32]] = {}
 
     def over(self, reference_points: int) -> FeatureExtractor:
         """The same features, standardised over so many points at most."""
@@ -78,24 +84,32 @@ class FeatureExtractor:
 
     def __call__(self, slide: Slide, coords: FloatArray) -> FloatArray:
         """Features at `coords` (points, 2), shape (points, features)."""
-        features = self.raw(slide, coords)
         if self.standardise == "none":
-            return features
-        mean, spread = self._section_scale(slide)
+            return self.raw(slide, coords)
+        mean, spread = self._section_scale(slide, coords)
+        features = self.raw(slide, coords)
+        self._fresh.clear()
         return (features - mean) / spread
 
-    def _section_scale(self, slide: Slide) -> tuple[FloatArray, FloatArray]:
-        """Mean and standard deviation of every feature over the slide's reference points."""
+    def _section_scale(
+        self, slide: Slide, wanted: FloatArray | None = None
+    ) -> tuple[FloatArray, FloatArray]:
+        """Mean and standard deviation of every feature over the slide's reference points.
+
+        Points that are `wanted` next lie in the same windows of a map: they are encoded along.
+        """
         key = self._slide_key(slide)
         if key not in self._scales:
-            reference = self.raw(slide, self._lattice(slide))
+            few = wanted is not None and len(wanted) <= self._block
+            along = wanted if few and self.encoder.maps is not None else None
+            reference = self._raw(slide, self.lattice(slide), along)
             spread, size = reference.std(axis=0), np.abs(reference).max(axis=0)
             # a feature that is constant on this slide carries nothing
             spread[spread <= 1e-6 * size] = np.inf
             self._scales[key] = (reference.mean(axis=0), spread)
         return self._scales[key]
 
-    def _lattice(self, slide: Slide) -> FloatArray:
+    def lattice(self, slide: Slide) -> FloatArray:
         """Reference points of a slide; finding the tissue anew costs seconds on a large image."""
 
         def find() -> FloatArray:
@@ -109,8 +123,13 @@ class FeatureExtractor:
     def remember(self, slide: Slide, coords: FloatArray) -> None:
         """Encode these points once; `raw` then answers for any subset of them from memory."""
         coords = np.ascontiguousarray(coords, dtype=np.float64)
-        features = self.raw(slide, coords)
         key = self._slide_key(slide)
+        if key in self._known and all(p.tobytes() in self._known[key][0] for p in coords):
+            return
+        if self.standardise == "section":
+            self._section_scale(slide, coords)  # which share windows of a map with the points
+        features = self.raw(slide, coords)
+        self._fresh.clear()
         # several sections may share a scan
         rows, known = self._known.get(key, ({}, features[:0]))
         more = {point.tobytes(): len(known) + row for row, point in enumerate(coords)}
@@ -118,22 +137,62 @@ class FeatureExtractor:
 
     def raw(self, slide: Slide, coords: FloatArray) -> FloatArray:
         """Features as the encoder gives them, shape (points, features)."""
+        return self._raw(slide, coords, None)
+
+    def _raw(self, slide: Slide, coords: FloatArray, along: FloatArray | None) -> FloatArray:
         coords = np.ascontiguousarray(coords, dtype=np.float64)
         rows, features = self._known.get(self._slide_key(slide), ({}, np.empty((0, 0))))
         found = [rows.get(point.tobytes(), -1) for point in coords] if rows else [-1]
         if min(found, default=-1) >= 0:
             return features[found]
         if self.cache is None:
-            return self._encode(slide, coords).astype(np.float64)
+            return self._made(slide, coords, along).astype(np.float64)
+        blocks = compact_groups(coords, self._block)
+        if len(blocks) < 2:
+            return self._kept(self.cache, slide, coords, along)
+        # every block is kept once it is there: a process that is killed loses one at most
+        features = np.empty((len(coords), self.encoder.n_features))
+        with counter(len(coords), f"{self.encoder.name} features") as bar:
+            self._bars = False
+            for block in blocks:
+                features[block] = self._kept(self.cache, slide, coords[block], None)
+                bar.update(len(block))
+            self._bars = True
+        return features
+
+    @property
+    def _block(self) -> int:
+        """Most points that are encoded at once; those of a map share its windows."""
+        return BLOCK if self.encoder.maps is None else DENSE_BLOCK
+
+    def _kept(
+        self, cache: ArrayCache, slide: Slide, coords: FloatArray, along: FloatArray | None
+    ) -> FloatArray:
+        """Features from the cache, or encoded and put there."""
         recipe = {
             "slide": self._slide_key(slide),
             "encoder": self.encoder.key(),
+            "device": self.encoder.device,  # features differ in the last digits
             "stain_normalisation": self.stain_normalisation,
             "versions": [READING, LATTICE],
             "coords": coords,
         }
-        stored = self.cache.get(recipe, lambda: self._encode(slide, coords))
+        stored = cache.get(recipe, lambda: self._made(slide, coords, along))
         return np.asarray(stored, dtype=np.float64)
+
+    def _made(
+        self, slide: Slide, coords: FloatArray, along: FloatArray | None
+    ) -> NDArray[np.float32]:
+        """Encode `coords`, unless that was done with others; keep what is encoded along."""
+        fresh = self._fresh.pop((self._slide_key(slide), coords.tobytes()), None)
+        if fresh is not None:
+            return fresh
+        if along is None:
+            return self._encode(slide, coords)
+        wanted = np.ascontiguousarray(along, dtype=np.float64)
+        both = self._encode(slide, np.concatenate([coords, wanted]))
+        self._fresh[self._slide_key(slide), wanted.tobytes()] = both[len(coords) :]
+        return both[: len(coords)]
 
     @staticmethod
     def _slide_key(slide: Slide) -> tuple[str, float]:
@@ -156,9 +215,12 @@ class FeatureExtractor:
         spec: PatchSpec,
         normaliser: StainNormaliser | None,
     ) -> NDArray[np.float32]:
+        label, maps = f"{self.encoder.name} {spec.fov_um:g} um", self.encoder.maps
+        if maps is not None:
+            return dense_features(slide, coords, spec, maps, normaliser=normaliser, label=label)
         width = self.encoder.n_features // len(self.encoder.specs)
         features = np.empty((len(coords), width), dtype=np.float32)
-        with counter(len(coords), f"{self.encoder.name} {spec.fov_um:g} um") as bar:
+        with counter(len(coords), label, shown=self._bars) as bar:
             for index, patches in read_patches(slide, coords, spec):
                 seen = patches if normaliser is None else normaliser.apply(patches)
                 features[index] = self.encoder(seen)

@@ -325,7 +325,6 @@ class Kriging:
             mean=np.where(near > 0, near * mean + (1 - near) * image.mean, image.mean),
             sd=_blend(near, variance * factor, image.sd),
             sd_latent=_blend(near, latent * factor, image.sd_latent),
-            ood=image.ood,
         )
 
     def state(self) -> tuple[dict[str, Any], Arrays]:

@@ -11,7 +11,8 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from deepspace.core.errors import InputError
 from deepspace.models.backbones import Backbone, LayerOutput
@@ -48,11 +49,14 @@ class InputTransform:
         sr, sg, sb = (255 * value for value in sd)
         return cls((r, g, b), (sr, sg, sb))
 
-    def __call__(self, patches: NDArray[np.uint8]) -> Tensor:
-        """Network input (b, 3, s, s) float32 of RGB patches (b, s, s, 3)."""
-        x = torch.from_numpy(np.ascontiguousarray(patches)).permute(0, 3, 1, 2)
+    def __call__(self, patches: Tensor) -> Tensor:
+        """Network input (b, 3, s, s) float32 of RGB patches (b, s, s, 3) uint8, where they lie."""
+        x = patches.permute(0, 3, 1, 2)
         x = (x.flip(1) if self.bgr else x).float()
-        return (x - torch.tensor(self.mean).view(3, 1, 1)) / torch.tensor(self.sd).view(3, 1, 1)
+        mean, sd = (
+            torch.tensor(values, device=x.device).view(3, 1, 1) for values in (self.mean, self.sd)
+        )
+        return (x - mean) / sd
 
 
 IMAGENET = InputTransform.unit((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -151,6 +155,8 @@ class NetworkFeatures:
     ----------
     precision : str
         ``fp32`` or ``bf16``, as chosen.
+    reading : Reading
+        As given.
     feature_names : tuple of str
         One per column.
     """
@@ -166,7 +172,7 @@ class NetworkFeatures:
         self._device = _device(device)
         if precision not in get_args(Precision):
             raise InputError(f"precision {precision!r}: take {', '.join(get_args(Precision))}")
-        self._reading = reading
+        self.reading = reading
         self._dtype = torch.float32
         backbone.eval().requires_grad_(False)
         self._backbone = _placed(backbone, self._device, self._dtype)
@@ -198,25 +204,44 @@ class NetworkFeatures:
         return self._compute(full)[: len(patches)]
 
     def _compute(self, patches: NDArray[np.uint8]) -> NDArray[np.float32]:
-        pooled = [pool(output, self._reading.pooling) for output in self._outputs(patches)]
+        pooled = [pool(output, self.reading.pooling) for output in self._outputs(patches)]
         features: NDArray[np.float32] = torch.cat(pooled, dim=1).cpu().numpy()
         return features
 
-    def _outputs(self, patches: NDArray[np.uint8]) -> list[LayerOutput]:
-        x = self._reading.transform(patches).to(self._device, self._dtype)
+    @torch.inference_mode()
+    def maps(self, patches: NDArray[np.uint8], mark: slice | None = None) -> list[Tensor]:
+        """Map (b, c, h, w) float32 of every layer read, of patches (b, s, s, 3) of any side.
+
+        The columns `mark` of the network's input are set to not-a-number first.
+        """
+        return [output.map.float() for output in self._outputs(patches, mark)]
+
+    def _outputs(self, patches: NDArray[np.uint8], mark: slice | None = None) -> list[LayerOutput]:
+        x = self.reading.transform(self._uploaded(patches)).to(self._dtype)
+        if mark is not None:
+            x[..., mark] = torch.nan
         x = x.contiguous(memory_format=torch.channels_last)
-        return self._backbone.layer_outputs(x, self._reading.layers)
+        return self._backbone.layer_outputs(x, self.reading.layers)
+
+    def _uploaded(self, patches: NDArray[np.uint8]) -> Tensor:
+        """Patches on the device, as bytes: a quarter of what they are as numbers."""
+        x = torch.from_numpy(np.ascontiguousarray(patches))
+        if self._device.type == "cuda":
+            return x.pin_memory().to(self._device, non_blocking=True)
+        return x.to(self._device)
 
     @torch.inference_mode()
     def _use_bf16(self, patch: NDArray[np.uint8], *, insist: bool) -> None:
         exact_backbone, exact = self._backbone, self._compute(patch[None])
-        self._dtype = torch.bfloat16
-        self._backbone = _placed(copy.deepcopy(exact_backbone), self._device, self._dtype)
-        rough = self._compute(patch[None])
-        if insist or np.linalg.norm(rough - exact) <= TOLERANCE * np.linalg.norm(exact):
-            self.precision = "bf16"
-        else:
-            self._dtype, self._backbone = torch.float32, exact_backbone
+        self._dtype, self.precision = torch.bfloat16, "bf16"
+        # where the layers are not used in the order of their definition, folding is wrong
+        for prepare in (_without_norms, copy.deepcopy):
+            self._backbone = _placed(prepare(exact_backbone), self._device, self._dtype)
+            rough = self._compute(patch[None])
+            if np.linalg.norm(rough - exact) <= TOLERANCE * np.linalg.norm(exact):
+                return
+        if not insist:
+            self._dtype, self.precision, self._backbone = torch.float32, "fp32", exact_backbone
 
 
 def _device(name: str) -> torch.device:
@@ -227,6 +252,27 @@ def _device(name: str) -> torch.device:
         reason = str(error).splitlines()[0]
         raise InputError(f"device {name!r} cannot be used ({reason}); take cpu") from error
     return device
+
+
+def _without_norms(backbone: Backbone) -> Backbone:
+    """Copy in which each batch normalisation is folded into the convolution defined before it.
+
+    Reading and writing maps that are only scaled costs as much as many a convolution.
+    """
+    backbone = copy.deepcopy(backbone)
+    for module in backbone.modules():
+        before: tuple[str, nn.Module] | None = None
+        for name, child in list(module.named_children()):
+            if (
+                before is not None
+                and isinstance(before[1], nn.Conv2d)
+                and type(child) is nn.BatchNorm2d  # subclasses do more
+                and child.num_features == before[1].out_channels
+            ):
+                setattr(module, before[0], fuse_conv_bn_eval(before[1], child))
+                setattr(module, name, nn.Identity())
+            before = name, child
+    return backbone
 
 
 def _placed(backbone: Backbone, device: torch.device, dtype: torch.dtype) -> Backbone:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from deepspace.models.base import Arrays, FloatArray
 
@@ -13,7 +12,6 @@ from deepspace.models.base import Arrays, FloatArray
 DIRECTIONS = 256
 # ridge of the leverage, in mean variances of those directions
 PENALTY = 1.0
-OOD_QUANTILE = 0.99
 
 
 @dataclass(frozen=True)
@@ -41,8 +39,6 @@ class NeuralLinear:
         Residual variance at the typical held-out spot, its leverage included.
     typical : float
         Mean leverage of the held-out spots.
-    limit : float
-        Leverage above which a point is unlike the training data.
     """
 
     centre: FloatArray
@@ -50,16 +46,14 @@ class NeuralLinear:
     shrunk: FloatArray
     residual: FloatArray
     typical: float
-    limit: float
 
     @classmethod
     def of(cls, features: FloatArray, held_out: HeldOutSpots) -> NeuralLinear:
         """Fit on training features (n, d) and held-out spots."""
         residual = held_out.squared_error.mean(axis=0)
-        fitted = cls(*_directions(features), residual, 0.0, np.inf)
+        fitted = cls(*_directions(features), residual, 0.0)
         leverage = fitted.leverage(held_out.features)
-        limit = float(np.quantile(leverage, OOD_QUANTILE))
-        return replace(fitted, typical=float(leverage.mean()), limit=limit)
+        return replace(fitted, typical=float(leverage.mean()))
 
     def onto(self, features: FloatArray, rows: int) -> NeuralLinear:
         """Carry the held-out figures to a network trained on more spots, with these features.
@@ -72,25 +66,26 @@ class NeuralLinear:
             Spots that the first one was trained on: leverage falls as 1 / spots.
         """
         ratio = rows / len(features)
-        moved = NeuralLinear(*_directions(features), self.residual, 0.0, 0.0)
-        return replace(moved, typical=self.typical * ratio, limit=self.limit * ratio)
+        moved = NeuralLinear(*_directions(features), self.residual, 0.0)
+        return replace(moved, typical=self.typical * ratio)
 
     def leverage(self, features: FloatArray) -> FloatArray:
         """How far features (n, d) are from the training features, shape (n,)."""
         h: FloatArray = ((features - self.centre) @ self.directions) ** 2 @ self.shrunk
         return h
 
-    def variance(self, features: FloatArray) -> tuple[FloatArray, NDArray[np.bool_]]:
-        """What leverage adds to the residual variance (n, names), and who is unlike the training.
+    def variance(self, features: FloatArray) -> FloatArray:
+        """What leverage adds to the residual variance, shape (n, names).
 
         Below the typical leverage nothing is taken off.
         """
         h = self.leverage(features)
         share = np.maximum(h - self.typical, 0.0) / (1.0 + self.typical)
-        return share[:, None] * self.residual, h > self.limit
+        added: FloatArray = share[:, None] * self.residual
+        return added
 
     def arrays(self) -> Arrays:
-        """Everything but `limit`, for saving."""
+        """All of it, for saving."""
         return {
             "centre": self.centre,
             "directions": self.directions,
@@ -100,7 +95,7 @@ class NeuralLinear:
         }
 
     @classmethod
-    def from_arrays(cls, arrays: Arrays, limit: float) -> NeuralLinear:
+    def from_arrays(cls, arrays: Arrays) -> NeuralLinear:
         """Take back what `arrays` gave."""
         return cls(
             arrays["centre"],
@@ -108,7 +103,6 @@ class NeuralLinear:
             arrays["shrunk"],
             arrays["residual"],
             float(arrays["typical"][0]),
-            limit,
         )
 
 

@@ -24,7 +24,6 @@ from deepspace.models.ridge import (
 )
 
 BLOCKS = 4
-OOD_QUANTILE = 0.99
 NOISE_SPOTS = 500
 ARRAYS = ("x_mean", "y_mean", "variance", "noise", "between", "leverage_shares", "coefficients")
 
@@ -79,8 +78,15 @@ class Probe:
         sections, target = learnable(sections, target)
         self._fit(sections, target.wide)
         self._keep(len(target.names))
-        self.noise = np.mean([measurement_noise(s, target, self.seed) for s in sections], axis=0)
+        self.noise = self._noise(sections, target)
         return self
+
+    def _noise(self, sections: Sequence[Section], target: Target) -> FloatArray:
+        """Variance of the measurement noise, shape (names,)."""
+        noise: FloatArray = np.mean(
+            [measurement_noise(s, target, self.seed) for s in sections], axis=0
+        )
+        return noise
 
     def _fit(self, sections: Sequence[Section], target: Target) -> None:
         X = {s.section: self.extractor(s.slide, s.coords) for s in sections}
@@ -115,7 +121,7 @@ class Probe:
         return target.encode(section.require_counts())
 
     def _solve(self, groups: list[Group], folds: list[InnerFold]) -> None:
-        """Penalties, coefficients, held-out variance and the limit for odd images."""
+        """Penalties, coefficients and held-out variance."""
         basis = self._basis(groups)
         rotated = [_rotate(fold, basis) for fold in folds]
         spectra = [Spectrum.of(total_gram(fold.train)) for fold in rotated]
@@ -132,10 +138,6 @@ class Probe:
         # most of the held-out error is there at the centre of the training data too
         total = squared / rows
         self.variance = np.maximum(total - leverage.mean(axis=0) @ shares, 0.1 * total)
-        # leverage falls as 1 / rows: the inner folds learn from fewer than the final fit
-        learnt = np.concatenate([np.full(_rows(f.test), _rows(f.train)) for f in folds])
-        scaled = leverage[:, self._middle] * learnt / _rows(groups)
-        self.ood_limit = float(np.quantile(scaled, OOD_QUANTILE))
         self.spectrum = Spectrum.of(total_gram([(x, y @ basis) for x, y in groups]))
         self.coefficients = self.spectrum.coefficients(chosen) @ basis.T
 
@@ -164,11 +166,6 @@ class Probe:
         penalties = self.config.penalties
         return np.stack([spectrum.leverage(X, penalty) for penalty in penalties], axis=1)
 
-    @property
-    def _middle(self) -> int:
-        """Position of the penalty whose leverage tells odd images."""
-        return len(self.config.penalties) // 2
-
     def predict(self, slide: Slide, coords: FloatArray) -> Prediction:
         """Predict at `coords`, shape (points, 2)."""
         X = self.extractor(slide, coords) - self.x_mean
@@ -180,24 +177,19 @@ class Probe:
             mean=self.y_mean + X @ self.coefficients,
             sd=np.sqrt(self.variance + own),
             sd_latent=np.sqrt(latent),
-            ood=leverage[:, self._middle] > self.ood_limit,
         )
 
     def state(self) -> tuple[dict[str, Any], Arrays]:
         """Fitted state: JSON values and arrays."""
         arrays = {name: getattr(self, name) for name in ARRAYS}
         arrays |= {"eigenvectors": self.spectrum.vectors, "eigenvalues": self.spectrum.values}
-        values = {
-            "bridge": self.bridge,
-            "ood_limit": self.ood_limit,
-            "scale": self.spectrum.scale,
-        }
+        values = {"bridge": self.bridge, "scale": self.spectrum.scale}
         return values, arrays
 
     def restore(self, target: Target, values: Mapping[str, Any], arrays: Arrays) -> Self:
         """Take back what `state` gave."""
         self.target = target
-        self.bridge, self.ood_limit = values["bridge"], values["ood_limit"]
+        self.bridge = values["bridge"]
         for name in ARRAYS:
             setattr(self, name, arrays[name])
         eigenvalues = arrays["eigenvalues"]

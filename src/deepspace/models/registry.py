@@ -9,9 +9,17 @@ from typing import Any
 from deepspace.core.config import Config, EncoderConfig
 from deepspace.core.errors import InputError
 from deepspace.data.cache import ArrayCache
+from deepspace.io.section import Section
 from deepspace.models.augment import check_groups
 from deepspace.models.base import Predictor, SavablePredictor
-from deepspace.models.baselines import GeneMean, NearestColours, NearestSpot, ShuffledProbe
+from deepspace.models.baselines import (
+    GeneMean,
+    NearestColours,
+    NearestSpot,
+    QuickProbe,
+    ShuffledProbe,
+    TissueDomains,
+)
 from deepspace.models.cnn import CNN, Tools
 from deepspace.models.cnn_student import CNNStudent
 from deepspace.models.cnn_training import check_cnn
@@ -59,6 +67,7 @@ class Workbench:
                 size_px=encoder.size_px,
                 precision=encoder.precision,
                 device=device_of(self.config.device),
+                sampling=encoder.sampling,
             )
             self.extractors[encoder] = FeatureExtractor(
                 loaded,
@@ -122,6 +131,11 @@ def _nothing_to_check(bench: Workbench) -> None:
 
 
 def _check_cnn(bench: Workbench) -> None:
+    if bench.config.encoder.sampling != "crop":
+        raise InputError(
+            f"[encoder] sampling is {bench.config.encoder.sampling!r}: a network is fine-tuned on "
+            'crops; take sampling = "crop", or --model probe'
+        )
     check_cnn(bench.network(), bench.config)
 
 
@@ -178,13 +192,21 @@ def _kriging(bench: Workbench) -> Kriging:
     return Kriging(image, bench.stack, config.kriging, config.seed)
 
 
-def _without_image(bench: Workbench) -> Kriging:
+def without_image(bench: Workbench) -> Kriging:
+    """Kriging of what was measured around, whatever the image shows."""
     return _kriging(replace(bench, config=bench.config.with_values(kriging={"image": "none"})))
 
 
-def _shuffled(bench: Workbench) -> Probe:
+def shuffled(bench: Workbench) -> Probe:
+    """`probe` on labels shuffled among the spots of a section."""
     config = bench.config
     return ShuffledProbe(bench.extractor(config.encoder), config.probe, config.seed)
+
+
+def for_chance(bench: Workbench) -> Probe:
+    """`probe` without the spread of its predictions, for what chance can do."""
+    config = bench.config
+    return QuickProbe(bench.extractor(config.encoder), config.probe, config.seed)
 
 
 def _colour(bench: Workbench) -> Probe:
@@ -209,27 +231,28 @@ CHECKS: dict[str, Callable[[Workbench], None]] = {
 # who a student learns from, and is compared with
 TEACHERS = {"probe-student": "probe", "cnn-student": "cnn"}
 
-# models that use what was measured around a point
-STACKED = ("kriging",)
-
-# what stands beside a model because it is a part of it
-PARTS: dict[str, dict[str, Callable[[Workbench], Predictor]]] = {
-    "kriging": {"kriging without image": _without_image},
-}
-
 # pseudo-labels that teach nothing; a student that gains from these gains from something else
 CONTROLS = ("permuted", "random")
 
-BASELINES: dict[str, Callable[[Workbench], Predictor]] = {
-    "gene mean": lambda bench: GeneMean(),
-    "nearest spot": lambda bench: NearestSpot(),
-    "colour ridge": _colour,
-    "shuffled labels": _shuffled,
+# what a baseline is made of: the bench, and all sections that are learnt from and scored
+Baseline = Callable[[Workbench, Sequence[Section]], Predictor]
+ORACLE = "tissue-domain oracle"
+SHUFFLED = "shuffled labels"
+WITHOUT_IMAGE = "kriging without image"
+
+BASELINES: dict[str, Baseline] = {
+    "gene mean": lambda bench, sections: GeneMean(),
+    "nearest spot": lambda bench, sections: NearestSpot(),
+    WITHOUT_IMAGE: lambda bench, sections: without_image(bench),
+    "colour ridge": lambda bench, sections: _colour(bench),
+    ORACLE: lambda bench, sections: TissueDomains(sections, bench.config.target),
+    SHUFFLED: lambda bench, sections: shuffled(bench),
 }
 
-CLUSTER_BASELINES: dict[str, Callable[[Workbench], Predictor]] = {
-    "majority class": lambda bench: GeneMean(),
-    "nearest spot": lambda bench: NearestSpot(),
-    "nearest colours": lambda bench: NearestColours(bench.colour),
-    "shuffled labels": _shuffled,
+CLUSTER_BASELINES: dict[str, Baseline] = {
+    "majority class": lambda bench, sections: GeneMean(),
+    "nearest spot": lambda bench, sections: NearestSpot(),
+    WITHOUT_IMAGE: lambda bench, sections: without_image(bench),
+    "nearest colours": lambda bench, sections: NearestColours(bench.colour),
+    SHUFFLED: lambda bench, sections: shuffled(bench),
 }

@@ -19,10 +19,12 @@ from deepspace.data.cache import ArrayCache
 from deepspace.data.targets import TARGETS
 from deepspace.models.base import Arrays, SavablePredictor
 from deepspace.models.registry import MODELS, Workbench
+from deepspace.models.watch import Watch
 
 SCHEMA_VERSION = 1
 # arrays of the target have a prefix, those of the model none
 TARGET = "target."
+NOVELTY = "novelty."
 NAMES = "names"
 
 
@@ -49,13 +51,33 @@ class TrainingCard(StrictModel):
 class GeneCard(StrictModel):
     """One gene or cluster: how well it was predicted where it was held out, and could be.
 
-    The score of a gene is its Pearson correlation, that of a cluster its F1 score.
+    The score of a gene is its Pearson correlation, that of a cluster its F1 score; `low` and
+    `high` are its 95 % interval over sections. See `deepspace.workflows.verdicts`.
     """
 
     name: str
     score: float | None
+    low: float | None = None
+    high: float | None = None
     ceiling: float | None
-    predictable: bool
+    p_value: float | None = None
+    q_value: float | None = None
+    verdict: Literal["predictable", "weak", "no"]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _yes_or_no(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Models saved before there were verdicts say whether a gene is predictable."""
+        if "predictable" not in values:
+            return values
+        kept = {key: value for key, value in values.items() if key != "predictable"}
+        # of those it is not known whether they are weak or nothing
+        return {**kept, "verdict": "predictable" if values["predictable"] else "weak"}
+
+    @property
+    def predictable(self) -> bool:
+        """Whether it may be believed."""
+        return self.verdict == "predictable"
 
 
 class ModelCard(StrictModel):
@@ -72,6 +94,7 @@ class ModelCard(StrictModel):
     scores: dict[str, Any]
     provenance: dict[str, Any]
     state: dict[str, Any]
+    novelty: dict[str, Any] | None = None
     weights_sha256: str = ""
 
     @model_validator(mode="before")
@@ -95,14 +118,17 @@ class ModelCard(StrictModel):
         return saved_config(self.provenance["config"])
 
 
-def write_model(folder: Path, predictor: SavablePredictor, card: ModelCard) -> None:
+def write_model(folder: Path, predictor: SavablePredictor, card: ModelCard, watch: Watch) -> None:
     """Write ``model.json`` and ``weights.safetensors`` into a folder that the caller renames."""
     _, own = predictor.state()
+    known, usual = watch.state()
+    own = own | {NOVELTY + name: array for name, array in usual.items()}
     _, target = predictor.target.state()
     target = target | {NAMES: _digest(predictor.target.names)}
     arrays = own | {TARGET + name: array for name, array in target.items()}
     weights = save({name: np.ascontiguousarray(value) for name, value in arrays.items()})
-    card = card.model_copy(update={"weights_sha256": hashlib.sha256(weights).hexdigest()})
+    found = {"novelty": known, "weights_sha256": hashlib.sha256(weights).hexdigest()}
+    card = card.model_copy(update=found)
     text = json.dumps(card.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
     (folder / "model.json").write_text(text, encoding="utf-8")
     (folder / "weights.safetensors").write_bytes(weights)
@@ -150,7 +176,11 @@ def read_card(folder: Path) -> ModelCard:
 
 
 def load_model(
-    folder: Path, *, cache: ArrayCache | None = None, weights: Path | None = None
+    folder: Path,
+    *,
+    cache: ArrayCache | None = None,
+    weights: Path | None = None,
+    device: str | None = None,
 ) -> tuple[SavablePredictor, ModelCard]:
     """Read a model and rebuild its encoder.
 
@@ -162,6 +192,8 @@ def load_model(
         Where features are kept.
     weights : Path, optional
         Encoder weights on this machine, when they are not where they were at training.
+    device : str, optional
+        Where networks run, ``cpu``, ``cuda`` or ``auto``; left out, where the model was trained.
 
     Raises
     ------
@@ -170,7 +202,7 @@ def load_model(
         the model was trained with.
     """
     card = read_card(folder)
-    config = card.config
+    config = card.config.with_values(device=device)
     encoder = card.encoder.config
     if weights is not None:
         encoder = encoder.model_copy(update={"weights": str(weights)})
@@ -186,8 +218,9 @@ def load_model(
     arrays = _read_arrays(folder / "weights.safetensors", card.weights_sha256)
     if "fractions" in arrays:  # as models from before there were clusters name it
         arrays[f"{TARGET}fractions"] = arrays.pop("fractions")
-    own = {name: array for name, array in arrays.items() if not name.startswith(TARGET)}
-    rest = {name.removeprefix(TARGET): arrays[name] for name in set(arrays) - set(own)}
+    rest = _under(TARGET, arrays)
+    parts = (TARGET, NOVELTY)
+    own = {name: array for name, array in arrays.items() if not name.startswith(parts)}
     names = [column.name for column in card.columns]
     known = rest.pop(NAMES, None)
     if known is not None and not np.array_equal(known, _digest(names)):
@@ -201,6 +234,31 @@ def load_model(
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         what = f"{type(error).__name__}: {error}"
         raise InputError(f"{folder}: damaged ({what}); train the model again") from error
+
+
+def load_watch(folder: Path, *, cache: ArrayCache | None = None) -> Watch:
+    """Read what a model knows of its training images.
+
+    Raises
+    ------
+    InputError
+        If the folder is damaged, or the features would be others than at training.
+    """
+    card = read_card(folder)
+    if card.novelty is None:
+        raise InputError(f"{folder}: knows nothing of its training images; train the model again")
+    bench = Workbench.of(card.config.model_copy(update={"encoder": card.encoder.config}), cache)
+    arrays = _under(NOVELTY, _read_arrays(folder / "weights.safetensors", card.weights_sha256))
+    try:
+        return Watch.restore(card.novelty, arrays, bench)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise InputError(f"{folder}: damaged ({what}); train the model again") from error
+
+
+def _under(prefix: str, arrays: Arrays) -> Arrays:
+    """Arrays whose names begin with `prefix`, without it."""
+    return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
 
 
 def _digest(names: Sequence[str]) -> NDArray[np.uint8]:

@@ -32,7 +32,7 @@ from deepspace.models.unlabelled import (
 __all__ = ["ProbeStudent", "StudentConfig", "Unlabelled", "gap_points", "tissue_points"]
 
 # what `Probe` solves for, and what the gate therefore gives back to the teacher
-SOLUTION = ("variance", "leverage_shares", "ood_limit", "spectrum", "coefficients")
+SOLUTION = ("variance", "leverage_shares", "spectrum", "coefficients")
 # parts of the range of the pseudo-labels that count alike
 BINS = 10
 

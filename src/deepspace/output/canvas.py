@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 from numpy.typing import ArrayLike, NDArray
+from scipy.spatial import KDTree
 
 from deepspace.core.files import atomic_path
 from deepspace.io.slide import Slide
@@ -117,6 +118,15 @@ class Points:
 
     def __getitem__(self, rows: NDArray[Any]) -> Points:
         return Points(self.coords[rows], self.size_um, self.square)
+
+
+def laid_points(coords: FloatArray, size_um: float, mpp: float) -> Points:
+    """Spots in true size; square tiles that touch where points lie closer than that."""
+    if len(coords) < 2:
+        return Points(coords, size_um)
+    near, _ = KDTree(coords).query(coords, k=2)
+    pitch_um = float(np.median(near[:, 1])) * mpp
+    return Points(coords, min(size_um, pitch_um), square=pitch_um < size_um)
 
 
 def add_points(axes: Axes, points: Points, mpp: float, **style: Any) -> Collection:

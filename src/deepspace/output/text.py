@@ -10,8 +10,9 @@ import pandas as pd
 
 
 def format_summary(summary: Mapping[str, Any]) -> str:
-    """Scores of an evaluation as a table: models, then baselines, then the noise ceiling."""
-    lines = TABLES[summary["target"]](summary)
+    """Verdict, scores as a table (models, baselines, noise ceiling), and the leak gap."""
+    lines = [*summary.get("verdict", []), "", *TABLES[summary["target"]](summary)]
+    lines += _leak_lines(summary)
     lines += [_gain_line(gain) for gain in summary.get("gains", [])]
     if "warning" in summary:
         lines.insert(0, f"WARNING: {summary['warning']}")
@@ -92,10 +93,21 @@ CLUSTER_COLUMNS = {
     "balanced_accuracy": "bal.acc.",
     "log_loss": "log loss",
 }
+LEAK_COLUMNS = {"expression": ("mean_pearson", "mean r"), "clusters": ("accuracy", "accuracy")}
 TABLES: dict[str, Callable[[Mapping[str, Any]], list[str]]] = {
     "expression": _expression_table,
     "clusters": _cluster_table,
 }
+
+
+def _leak_lines(summary: Mapping[str, Any]) -> list[str]:
+    """The same model under every split."""
+    rows = [row for row in summary.get("leak_gap", []) if row["note"] is None]
+    if len(rows) < 2:
+        return []
+    metric, name = LEAK_COLUMNS[summary["target"]]
+    lines = [f"\nLeak gap: {rows[0]['model']} under every split that the cohort allows ({name})"]
+    return lines + [f"{row['split']:8} {_cell(row[metric]):>7}  {row['meaning']}" for row in rows]
 
 
 def _gain_line(gain: Mapping[str, Any]) -> str:
@@ -168,4 +180,18 @@ def format_law(truth: pd.DataFrame, section: str) -> str:
         middle = genes["truth"].median()
         cell = "-" if math.isnan(middle) else f"{middle:.3f}"  # a constant truth has none
         lines.append(f"{kind:20}  {len(genes):5d}  {cell:>8}  {called:>18}")
+    follows = truth["kind"] != FOLLOWS_NOTHING
+    believed = truth["predictable"].astype(bool)
+    right, false = _percent(believed & follows, follows), _percent(believed & ~follows, believed)
+    lines.append(
+        f"Verdicts against the law: {right} of the genes that follow something are called "
+        f"predictable (sensitivity), {false} of those called so follow nothing (false discoveries)"
+    )
     return "\n".join(lines)
+
+
+FOLLOWS_NOTHING = "none"
+
+
+def _percent(part: pd.Series, whole: pd.Series) -> str:
+    return f"{100 * part.sum() / max(whole.sum(), 1):.0f} %"

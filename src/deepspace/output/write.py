@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import dask.array
+import h5py
 import numpy as np
 import pandas as pd
 from anndata import AnnData
@@ -16,18 +17,20 @@ from numpy.typing import ArrayLike
 from deepspace.core import keys
 from deepspace.core.errors import InputError
 from deepspace.core.files import atomic_folder, atomic_path, check_output
+from deepspace.io.h5ad import save_h5ad
 from deepspace.io.section import Section
+from deepspace.output.spatialdata_store import require_spatialdata, to_spatialdata, write_store
 
 SUFFIXES = (".h5ad", ".zarr")
 # a zarr store that holds this table was written here
 ZARR = "tables/prediction/zarr.json"
 MEAN = "mean"
+LAYERS = (keys.SD, keys.SD_LATENT)
 PROVENANCE = "provenance"
 HIRES_PX = 2000
 LOWRES_PX = 600
-
-REGION = "region"
-INSTANCE = "instance_id"
+# of a matrix in a file: points at once, values in a chunk, and genes that a chunk has at the least
+BAND, CHUNK_VALUES, LEAST_GENES = 4096, 1 << 15, 16
 
 
 def check_suffix(path: Path) -> None:
@@ -45,11 +48,11 @@ def check_suffix(path: Path) -> None:
             f"try {path.with_suffix('.h5ad')}"
         )
     if path.suffix == ".zarr":
-        _spatialdata()
+        require_spatialdata()
 
 
 def prediction_anndata(
-    values: Mapping[str, ArrayLike],
+    values: Mapping[str, Any],
     coords: ArrayLike,
     obs: pd.DataFrame,
     var: pd.DataFrame,
@@ -64,7 +67,7 @@ def prediction_anndata(
     ----------
     values : mapping
         ``mean``, ``sd`` and ``sd_latent``, each (points, genes): log1p of counts per 10,000; or
-        (points, clusters): probabilities.
+        (points, clusters): probabilities. Arrays of numpy, or of dask where they lie on disk.
     coords : array
         (points, 2) `x, y`, full-resolution pixels.
     obs : DataFrame
@@ -103,10 +106,10 @@ def prediction_anndata(
     genes[keys.SCORE] = genes[keys.SCORE].to_numpy(dtype=np.float64)
     record = json.dumps(provenance, sort_keys=True)
     return AnnData(
-        X=np.asarray(values[MEAN], np.float32),
+        X=values[MEAN].astype(np.float32, copy=False),
         obs=table,
         var=genes,
-        layers={name: np.asarray(values[name], np.float32) for name in (keys.SD, keys.SD_LATENT)},
+        layers={name: values[name].astype(np.float32, copy=False) for name in LAYERS},
         obsm={keys.SPATIAL: np.asarray(coords, np.float64).reshape(len(table), 2)},
         uns={
             keys.UNS: {PROVENANCE: record},
@@ -179,14 +182,36 @@ def write_prediction(adata: AnnData, path: Path, *, overwrite: bool = False) -> 
     if path.suffix == ".h5ad":
         _check_kind(path, folder=False)
         with atomic_path(path) as temporary:
-            adata.write_h5ad(temporary, compression="gzip")
+            _write_h5ad(adata, temporary)
     else:
         _check_kind(path, folder=True)
         store = to_spatialdata(adata)
         with atomic_folder(path) as temporary:
-            # SpatialData writes only where nothing is
-            temporary.rmdir()
-            store.write(temporary)
+            write_store(store, temporary)
+
+
+def _write_h5ad(adata: AnnData, path: Path) -> None:
+    """Write the matrices band by band after all else, also those that lie on disk.
+
+    anndata can write dask arrays too, but not in an order that gives the same bytes. A chunk holds
+    many points of few genes: whoever looks at one gene reads little.
+    """
+    bare = AnnData(obs=adata.obs, var=adata.var, obsm=dict(adata.obsm), uns=dict(adata.uns))
+    save_h5ad(bare, path)
+    matrices = {"X": adata.X, **{f"layers/{name}": m for name, m in adata.layers.items()}}
+    with h5py.File(path, "a", rdcc_nbytes=0) as file:  # as in save_h5ad
+        file.pop("X", None)
+        for name, matrix in matrices.items():
+            lazy = isinstance(matrix, dask.array.Array)
+            rows = max(1, matrix.chunksize[0] if lazy else min(BAND, len(matrix)))
+            genes = max(1, min(matrix.shape[1], max(LEAST_GENES, CHUNK_VALUES // rows)))
+            kept = file.create_dataset(
+                name, matrix.shape, matrix.dtype, chunks=(rows, genes), compression="gzip"
+            )
+            kept.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+            for start in range(0, len(matrix), rows):
+                band = matrix[start : start + rows]
+                kept[start : start + rows] = band.compute() if lazy else band
 
 
 def _check_kind(path: Path, *, folder: bool) -> None:
@@ -196,74 +221,6 @@ def _check_kind(path: Path, *, folder: bool) -> None:
         raise InputError(
             f"{path}: is a {found}, not a {path.suffix} {wanted}; choose another --out"
         )
-
-
-def to_spatialdata(adata: AnnData) -> Any:
-    """Turn a prediction into SpatialData.
-
-    Parameters
-    ----------
-    adata : AnnData
-        From `prediction_anndata`.
-
-    Returns
-    -------
-    SpatialData
-        Image ``{section}_image``, circles ``{section}_points``, table ``prediction``. Their
-        coordinate systems are the section's name and ``global``, both in full-resolution
-        pixels.
-
-    Raises
-    ------
-    InputError
-        If SpatialData is not installed.
-    """
-    spatialdata = _spatialdata()
-    from spatialdata.models import Image2DModel, ShapesModel, TableModel  # noqa: PLC0415
-    from spatialdata.transformations import Identity, Scale  # noqa: PLC0415
-
-    ((section, library),) = adata.uns[keys.SPATIAL].items()
-    # a leading dot hides an element from readers, two underscores are reserved
-    element = re.sub(r"[^A-Za-z0-9_.-]", "_", section).lstrip("._") or "section"
-    scales = library["scalefactors"]
-    full = 1.0 / scales["tissue_hires_scalef"]
-    image = Image2DModel.parse(
-        np.moveaxis(library["images"]["hires"], -1, 0),
-        dims=("c", "y", "x"),
-        c_coords=["r", "g", "b"],
-        transformations={s: Scale([full, full], axes=("x", "y")) for s in (section, "global")},
-    )
-    circles = ShapesModel.parse(
-        adata.obsm[keys.SPATIAL],
-        geometry=0,
-        radius=scales["spot_diameter_fullres"] / 2,
-        index=adata.obs_names.to_numpy(dtype=object),
-        transformations={s: Identity() for s in (section, "global")},
-    )
-    points = f"{element}_points"
-    table = adata.copy()
-    table.obs[REGION] = pd.Categorical([points] * table.n_obs)
-    table.obs[INSTANCE] = table.obs_names.to_numpy(dtype=object)
-    return spatialdata.SpatialData(
-        images={f"{element}_image": image},
-        shapes={points: circles},
-        tables={
-            "prediction": TableModel.parse(
-                table, region=points, region_key=REGION, instance_key=INSTANCE
-            )
-        },
-    )
-
-
-def _spatialdata() -> Any:
-    try:
-        import spatialdata  # noqa: PLC0415
-    except ImportError:
-        raise InputError(
-            "writing a .zarr store needs SpatialData; run: pip install 'deepspace[spatial]', "
-            "or choose a name that ends in .h5ad"
-        ) from None
-    return spatialdata
 
 
 def write_table(table: pd.DataFrame, stem: Path) -> tuple[Path, Path]:

@@ -29,7 +29,7 @@ class Stain:
     Attributes
     ----------
     vectors
-        (2, 3) optical density of haematoxylin and eosin in R, G, B.
+        (2, 3) optical density of haematoxylin and a second dye, mostly eosin, in R, G, B.
     strength
         (2,) factor on the concentration of each.
     white
@@ -89,6 +89,10 @@ class Renderer:
         ndarray
             uint8 (size, size, 3).
         """
+        return develop(*self.dyes(canvas, gap, rng), stain, rng)
+
+    def dyes(self, canvas: Canvas, gap: Raster, rng: np.random.Generator) -> tuple[Raster, Raster]:
+        """Concentrations of haematoxylin and eosin, (size, size) each; parameters as of `draw`."""
         local = canvas.tissue(self._tissue)
         local = local._replace(outline=np.minimum(local.outline, -gap))
         angle = fibre_direction(local, canvas.transform.rotation_deg)
@@ -100,16 +104,16 @@ class Renderer:
         self._bank.stamp(chromatin, cover, nuclei, rng)
         eosin = eosin * (1.0 - 0.55 * cover)
         np.maximum(haematoxylin, chromatin, out=haematoxylin)
-        return develop(haematoxylin, eosin, stain, rng)
+        return haematoxylin, eosin
 
 
-def develop(haematoxylin: Raster, eosin: Raster, stain: Stain, rng: np.random.Generator) -> Pixels:
+def develop(haematoxylin: Raster, second: Raster, stain: Stain, rng: np.random.Generator) -> Pixels:
     """Light through the dyes (Beer-Lambert), with the noise of the camera.
 
     Parameters
     ----------
-    haematoxylin, eosin
-        (h, w) concentrations.
+    haematoxylin, second
+        (h, w) concentrations of the two dyes of `stain`.
     stain
         Dyes, strengths and white of the section.
     rng
@@ -126,7 +130,7 @@ def develop(haematoxylin: Raster, eosin: Raster, stain: Stain, rng: np.random.Ge
     absorb = (stain.vectors * stain.strength[:, None]).astype(np.float32)
     for channel in range(3):
         light = haematoxylin * -absorb[0, channel]
-        light -= eosin * absorb[1, channel]
+        light -= second * absorb[1, channel]
         np.exp(light, out=light)
         light *= np.float32(stain.white[channel])
         light += grain

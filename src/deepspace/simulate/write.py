@@ -19,6 +19,7 @@ from sklearn.decomposition import PCA
 from deepspace.core import keys
 from deepspace.core.files import atomic_folder, check_output
 from deepspace.core.progress import track
+from deepspace.io.h5ad import save_h5ad
 from deepspace.simulate.block import Block, SimulatedSection
 from deepspace.simulate.fields import Floats
 from deepspace.simulate.geometry import PITCH_UM, SCALEFACTOR_FIDUCIAL_UM, SCALEFACTOR_SPOT_UM
@@ -250,7 +251,7 @@ def _write_truth(block: Block, folder: Path) -> None:
             index=pd.Index(labels),
         )
         truth = AnnData(block.truth(name, coords), where, block.law, obsm={keys.SPATIAL: coords})
-        truth.write_h5ad(folder / f"{name}.h5ad", compression="gzip")
+        save_h5ad(truth, folder / f"{name}.h5ad")
 
 
 def _between(spots: Floats, step_px: float) -> Floats:

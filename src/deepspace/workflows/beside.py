@@ -15,7 +15,8 @@ from deepspace.data.transforms import log1p_cp10k, total_counts
 from deepspace.io.section import Section
 from deepspace.models.base import SavablePredictor
 from deepspace.output.plot import spot_size_um
-from deepspace.workflows.predict import points_at, predict_at
+from deepspace.workflows.points import points_at
+from deepspace.workflows.pointwise import predict_at
 
 
 def beside_measured(prediction: AnnData, section: Section, failed: pd.DataFrame) -> None:
@@ -60,7 +61,9 @@ def sum_to_spots(prediction: AnnData, section: Section, predictor: SavablePredic
     """
     spots = points_at(section, "spots").coords
     mpp = section.slide.require_mpp()
-    estimate = np.expm1(predict_at(predictor, section.slide, spots).mean)
+    names = list(predictor.target.names)
+    columns = [names.index(name) for name in prediction.var_names]
+    estimate = np.expm1(predict_at(predictor, section.slide, spots).mean[:, columns])
     found = constrained(
         np.maximum(np.expm1(prediction.X), 0.0),
         prediction.obsm[keys.SPATIAL] * mpp,

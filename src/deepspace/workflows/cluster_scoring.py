@@ -55,6 +55,11 @@ class HeldOutClusters:
     fold: NDArray[np.int64]
     predicted: dict[str, FloatArray] = field(default_factory=dict)
 
+    def emptied(self) -> HeldOutClusters:
+        """The same slot before anything was predicted."""
+        truth = np.full(len(self.truth), NONE, dtype=object)
+        return HeldOutClusters(self.section, list(self.names), truth, np.zeros_like(self.fold))
+
 
 def named_alike(
     target: ClusterTarget, first: ClusterTarget, training: Sequence[Section]
@@ -63,7 +68,9 @@ def named_alike(
     return target.named_like(first, training)
 
 
-def empty_clusters(section: Section, target: ClusterTarget, config: Config) -> HeldOutClusters:
+def empty_clusters(
+    section: Section, target: ClusterTarget, config: Config, fold: NDArray[np.int64]
+) -> HeldOutClusters:
     """Slot for a section's held-out clusters."""
     spots = len(section.coords)
     truth = np.full(spots, NONE, dtype=object)
@@ -101,6 +108,20 @@ def _say_unknown(truth: NDArray[np.object_], target: ClusterTarget, section: str
             len(strange),
             ", ".join(label_order(strange)),
         )
+
+
+def better_clusters(slot: HeldOutClusters, model: str, other: str) -> FloatArray | None:
+    """Where `model` names the cluster rightly and `other` does not: 1, 0 or -1, shape (spots,).
+
+    NaN at spots without a label; None where one of the two does not apply.
+    """
+    hits = []
+    for name in (model, other):
+        if name not in slot.predicted or np.isnan(slot.predicted[name]).any():
+            return None
+        called = most_probable(slot.predicted[name], slot.names)
+        hits.append((called == slot.truth).astype(np.float64))
+    return np.where(slot.truth == NONE, np.nan, hits[0] - hits[1])
 
 
 def scored(slot: HeldOutClusters, model: str) -> tuple[Labels, FloatArray] | None:

@@ -82,7 +82,7 @@ def prepare_cohort(
         bench.check(models)
     kept, report = measured_after_qc(sections, fitting[0])
     fitting = [with_pool(bench, sections, models) for bench in fitting]
-    fitting = [with_stack(bench, sections, models) for bench in fitting]
+    fitting = [with_stack(bench, sections) for bench in fitting]
     return Prepared(kept, fitting, report)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -19,21 +20,24 @@ from deepspace.data.failed import FAILED, REASON
 from deepspace.data.splits import LEAST_BLANKED
 from deepspace.models.base import SavablePredictor
 from deepspace.models.registry import Workbench
-from deepspace.models.store import ModelCard, load_model, write_model
+from deepspace.models.store import ModelCard, load_model, load_watch
+from deepspace.models.watch import Watch
 from deepspace.output.write import write_json, write_prediction, write_table
 from deepspace.workflows.beside import beside_measured, sum_to_spots
 from deepspace.workflows.cohort import Cohort, Prepared, default_cache, prepare_cohort
 from deepspace.workflows.experiment import Experiment
-from deepspace.workflows.figures import draw_completed, write_evaluation, write_history
+from deepspace.workflows.figures import draw_completed, write_evaluation
+from deepspace.workflows.points import grid_stride
+from deepspace.workflows.pointwise import Job, picture_of, predict_points
 from deepspace.workflows.predict import (
-    grid_stride,
-    picture_of,
-    predict_points,
+    believable,
     prediction_record,
 )
-from deepspace.workflows.scoring import SCORINGS, evaluate_sections
+from deepspace.workflows.report import save_model, write_report
+from deepspace.workflows.scoring import evaluate_sections
 from deepspace.workflows.stacking import draw_registration, registered
 from deepspace.workflows.train import train_sections
+from deepspace.workflows.trial import SCORINGS
 from deepspace.workflows.volume import complete_volume
 
 # what a run leaves behind, step by step
@@ -63,7 +67,7 @@ def complete(
     out : Path or str
         Folder to write: ``failed.csv``, ``registration/``, ``model/``, ``evaluation/``,
         ``evaluation-within/``, ``sections/SECTION-AT.h5ad`` with pictures, ``volume.ome.zarr``
-        with a picture, and ``summary.json``.
+        with a picture, ``summary.json`` and ``report.html``, which holds all of it.
     config : Config, optional
         `complete` says what is made; its other tables are used as by `train`.
     failed : Path, optional
@@ -97,7 +101,11 @@ def complete(
         bench = Workbench.of(experiment.config.model_copy(update={"model": model}), default_cache())
         ready = prepare_cohort(experiment.good, [bench], [model], out)
         summary = _steps(experiment, ready, folder)
+        if isinstance(sheet, str | Path):
+            # for the viewer, which looks for the slides
+            summary["sheet"] = os.path.relpath(sheet, out)
         write_json(summary, folder / "summary.json")
+        write_report(folder)
     return summary
 
 
@@ -110,12 +118,13 @@ def _steps(experiment: Experiment, ready: Prepared, folder: Path) -> dict[str, A
         with atomic_folder(folder / REGISTRATION) as own:
             draw_registration(experiment.sections, found, own)
     predictor, card = _trained(experiment, ready, folder)
+    watch = load_watch(folder / MODEL, cache=default_cache())
     if config.complete.score_within and not (folder / WITHIN).exists():
         _score_within(ready, folder / WITHIN)
     points = {}
     for (name, at), wanted in experiment.points.items():
         position = [s.section for s in experiment.sections].index(name)
-        _complete_section(experiment, position, at, (predictor, card), folder)
+        _complete_section(experiment, position, at, (predictor, card, watch), folder)
         points[f"{name}-{at.replace(':', '')}"] = len(wanted.coords)
     volume = None
     if config.complete.volume:
@@ -170,8 +179,7 @@ def _trained(
         with atomic_folder(folder / EVALUATION) as own:
             write_evaluation(trained.evaluation, own)
         with atomic_folder(folder / MODEL) as own:
-            write_model(own, trained.predictor, trained.card)
-            write_history(trained.card, own)
+            save_model(own, trained.predictor, trained.card, trained.watch)
     weights = experiment.config.encoder.weights
     known = None if weights is None or weights.startswith("random:") else Path(weights)
     return load_model(folder / MODEL, cache=default_cache(), weights=known)
@@ -187,7 +195,7 @@ def _score_within(ready: Prepared, path: Path) -> None:
     log.info("scoring with regions of a section blanked")
     split = bench.config.split.model_copy(update={"how": "blob"})
     bench = replace(bench, config=bench.config.model_copy(update={"split": split}))
-    found = evaluate_sections(ready.sections, [bench], [bench.config.complete.model])
+    found = evaluate_sections(ready.sections, [bench], [bench.config.complete.model], leaks=False)
     with atomic_folder(path) as own:
         write_evaluation(found, own)
 
@@ -205,7 +213,7 @@ def _complete_section(
     experiment: Experiment,
     position: int,
     at: str,
-    model: tuple[SavablePredictor, ModelCard],
+    model: tuple[SavablePredictor, ModelCard, Watch],
     folder: Path,
 ) -> None:
     """Predict one section at one kind of points, if it is not there."""
@@ -214,10 +222,12 @@ def _complete_section(
     if path.exists() and picture_of(path).exists():
         return
     points = experiment.points[section.section, at]
-    predictor, card = model
+    predictor, card, watch = model
     bare = section.without_counts()
     record = prediction_record(folder / MODEL, bare, card, at, experiment.root)
-    found = predict_points(predictor, card, bare, points, {**record, "command": "complete"})
+    columns = believable(card, all_genes=experiment.config.complete.all_genes)
+    record = {**record, "command": "complete"}
+    found = predict_points(Job(predictor, card, watch, bare, points, record, columns))
     has_spots = section.measured or section.spots is not None
     finer = at != "spots" and has_spots and card.kind == "expression"
     if experiment.config.complete.sum_to_spots and finer:

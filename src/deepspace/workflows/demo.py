@@ -52,9 +52,9 @@ def _run(folder: Path, seed: int) -> str:
     sheet = block.write(folder / "block")
     inspect(sheet, folder / "inspect")
     log.info("2/3 completing it: failed spots, between the spots, the unmeasured section, volume")
-    # blanking regions as well would take as long as all the rest
+    # blanking regions as well would take as long as all the rest; the truth knows every gene
     config = Config(seed=seed).with_values(
-        target={"genes": GENES}, complete={"score_within": False}
+        target={"genes": GENES}, complete={"score_within": False, "all_genes": True}
     )
     found = complete(sheet, folder / "completed", config=config)
     unmeasured = block.config.unmeasured[0]
@@ -94,6 +94,7 @@ def _contents() -> str:
         [
             "  inspect/            what was simulated: H&E, spots, counts",
             "  completed/          what `deepspace complete` makes of it:",
+            "    report.html       open it first: what to trust, and all of the below on one page",
             "    failed.csv        spots that failed, with the reason",
             "    registration/     serial sections laid over each other, as checkerboards",
             "    evaluation/       scores of whole sections held out: tables, maps",

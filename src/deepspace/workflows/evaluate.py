@@ -13,7 +13,6 @@ from deepspace.models import distributed
 from deepspace.models.encoders import needs_weights
 from deepspace.models.features import FeatureExtractor
 from deepspace.models.registry import Workbench
-from deepspace.models.store import write_model
 from deepspace.workflows.cohort import (
     Cohort,
     cohort_root,
@@ -21,7 +20,9 @@ from deepspace.workflows.cohort import (
     prepare_cohort,
     source_files,
 )
-from deepspace.workflows.figures import write_evaluation, write_history
+from deepspace.workflows.figures import write_evaluation
+from deepspace.workflows.novelty import fit_novelty
+from deepspace.workflows.report import save_model, write_report
 from deepspace.workflows.scoring import Evaluation, FoldModel, evaluate_sections
 from deepspace.workflows.train import model_card
 
@@ -44,7 +45,8 @@ def evaluate(
         Cohort sheet (CSV), one Space Ranger ``outs/`` folder, or sections in memory.
     out : Path or str, optional
         Folder to write, nothing without it: ``scores.parquet`` and ``scores.csv`` (tidy),
-        ``summary.json``, ``scores.png``, ``genes.png``, and ``maps-SECTION.png``.
+        ``genes.csv`` with a verdict on each, ``leak_gap.csv``, ``summary.json``, ``scores.png``,
+        ``genes.png``, ``maps-SECTION.png``, and ``report.html``, which holds all of it.
     models : sequence of str, optional
         Keys of the table of models; the configured one if not given.
     encoders : sequence of str, optional
@@ -82,6 +84,7 @@ def evaluate(
             write_evaluation(found, folder)
             for kept in found.fold_models:
                 _save_fold(kept, found, folder / "models", cohort_root(sheet))
+            write_report(folder)
     return found
 
 
@@ -91,8 +94,7 @@ def _save_fold(kept: FoldModel, found: Evaluation, folder: Path, root: Path) -> 
     name = kept.label.replace(" (", "-").rstrip(")").replace("/", "_")
     own = folder / f"{name}-fold{kept.number}"
     own.mkdir(parents=True)
-    write_model(own, kept.predictor, card)
-    write_history(card, own)
+    save_model(own, kept.predictor, card, fit_novelty(kept.training, kept.bench))
 
 
 def _benches(config: Config, encoders: Sequence[str] | None) -> list[Workbench]:

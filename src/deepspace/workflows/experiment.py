@@ -27,7 +27,7 @@ from deepspace.workflows.cohort import (
     require_measured,
     source_files,
 )
-from deepspace.workflows.predict import Points, points_at
+from deepspace.workflows.points import Points, points_at
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,9 @@ from deepspace.output.scores import split_text
 from deepspace.output.uncertainty import error_and_sd
 from deepspace.output.write import write_json, write_table
 from deepspace.workflows.cluster_scoring import POOLED, HeldOutClusters, recall_table
-from deepspace.workflows.scoring import CEILING, Evaluation, HeldOut, gene_means
+from deepspace.workflows.expression_scoring import CEILING, HeldOut, gene_means
+from deepspace.workflows.metric_tables import metric_tables
+from deepspace.workflows.scoring import Evaluation
 
 UNITS = {"log1p_cp10k": "log1p CP10k", "pearson_residuals": "Pearson residual"}
 
@@ -60,6 +62,9 @@ def write_evaluation(found: Evaluation, folder: Path) -> None:
     """Tables, JSON summary and pictures of an evaluation."""
     write_table(found.scores, folder / "scores")
     write_json(found.summary, folder / "summary.json")
+    write_table(found.verdicts, folder / "genes")
+    if "leak_gap" in found.summary:
+        write_table(pd.DataFrame(found.summary["leak_gap"]), folder / "leak_gap")
     WRITERS[found.summary["target"]](found, folder)
 
 
@@ -67,6 +72,9 @@ def _write_expression(found: Evaluation, folder: Path) -> None:
     model = str(found.scores["model"].iloc[0])
     others = [*found.summary.get("controls", []), *BASELINES]
     save(score_summary(found.scores, others), folder / "scores.png")
+    per_gene, per_section = metric_tables(found.held_out)
+    write_table(per_gene, folder / "metrics")
+    write_table(per_section, folder / "section_metrics")
     save(gene_scores(found.scores, model, others), folder / "genes.png")
     slots = {name: slot for name, slot in found.held_out.items() if model in slot.predicted}
     error = {name: slot.measured - slot.predicted[model] for name, slot in slots.items()}
@@ -205,8 +213,8 @@ def _gene_map(prediction: AnnData, gene: str, column: int) -> GeneMap:
     score = float(prediction.var[keys.SCORE].iloc[column])
     return GeneMap(
         gene,
-        predicted=prediction.X[:, column],
-        sd=prediction.layers[keys.SD_LATENT][:, column],
+        predicted=np.asarray(prediction.X[:, column]),
+        sd=np.asarray(prediction.layers[keys.SD_LATENT][:, column]),
         score=None if np.isnan(score) else score,
     )
 

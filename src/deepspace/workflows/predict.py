@@ -2,142 +2,54 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
 from anndata import AnnData
-from numpy.typing import NDArray
 
 from deepspace.core import keys
-from deepspace.core.classification import most_probable
 from deepspace.core.errors import InputError, Problems
 from deepspace.core.files import check_output, refuse_inputs, sha256
-from deepspace.core.progress import log, track
+from deepspace.core.progress import log
 from deepspace.core.provenance import input_hashes, provenance
-from deepspace.data.coords import between_spots, grid
-from deepspace.data.tissue import TissueMask, tissue_mask
+from deepspace.core.resume import partial_folder
 from deepspace.io.checks import validate
 from deepspace.io.section import Section
 from deepspace.io.sheet import read_sheet
-from deepspace.io.slide import Slide
 from deepspace.models.base import SavablePredictor
+from deepspace.models.encoders import device_of
 from deepspace.models.kriging import Kriging
-from deepspace.models.store import ModelCard, load_model
-from deepspace.output.plot import spot_size_um
-from deepspace.output.write import ZARR, check_suffix, prediction_anndata, write_prediction
+from deepspace.models.store import ModelCard, load_model, load_watch
+from deepspace.models.watch import Watch
+from deepspace.output.text import NOUNS
+from deepspace.output.write import ZARR, check_suffix
 from deepspace.workflows.cohort import cohort_root, default_cache
-from deepspace.workflows.figures import draw_prediction
+from deepspace.workflows.points import grid_stride, points_at
+from deepspace.workflows.pointwise import Job, picture_of, predict_points, predict_to_disk
 from deepspace.workflows.train import Trained
 
-FloatArray = NDArray[np.float64]
-
-# points predicted together; bounds memory, not the result
-CHUNK = 4096
-
 
 @dataclass(frozen=True)
-class Points:
-    """Where to predict: coordinates and the obs table that goes with them."""
+class PredictOptions:
+    """What of a prediction is left out, and how a model that lies in a folder is loaded.
 
-    coords: FloatArray
-    obs: pd.DataFrame
-
-
-def points_at(section: Section, at: str) -> Points:
-    """Points of ``spots``, ``between`` or ``grid:UM``.
-
-    Raises
-    ------
-    InputError
-        If `at` is not understood, or needs spots that the section does not have.
-    """
-    if grid_stride(at):
-        tissue = tissue_mask(section.slide)
-        return _lattice(section, grid(section.slide, tissue, grid_stride(at)), tissue, "grid")
-    spots = section.spots
-    if spots is None and section.counts is not None:
-        # those that were measured are all that is known
-        spots = pd.DataFrame(section.coords, section.counts.obs_names, ["x", "y"])
-        spots[keys.IN_TISSUE] = True
-    if spots is None:
-        raise InputError(
-            f"section {section.section}: has no spots, so --at {at} is not possible; use "
-            "--at grid:100, or give a spots file in the sheet"
-        )
-    spots = spots[spots[keys.IN_TISSUE].to_numpy(dtype=bool)]
-    coords = spots[["x", "y"]].to_numpy(dtype=np.float64)
-    if at == "between":
-        return _lattice(section, between_spots(coords), tissue_mask(section.slide), "between")
-    measured = [] if section.counts is None else section.counts.obs_names
-    obs = pd.DataFrame(
-        {keys.MEASURED: spots.index.isin(measured), keys.IN_TISSUE: True}, index=spots.index
-    )
-    return Points(coords, obs)
-
-
-def grid_stride(at: str) -> float:
-    """Stride in micrometres of ``grid:UM``; 0 for anything else."""
-    kind, _, number = at.partition(":")
-    if kind != "grid":
-        if at not in ("spots", "between"):
-            raise InputError(f"--at {at}: give spots, between or grid:UM, as in grid:20")
-        return 0.0
-    try:
-        stride = float(number)
-    except ValueError:
-        raise InputError(f"--at {at}: give the stride in micrometres, as in grid:20") from None
-    if not 0 < stride < math.inf:
-        raise InputError(f"--at {at}: the stride is in micrometres and must be above 0")
-    return stride
-
-
-def _lattice(section: Section, coords: FloatArray, tissue: TissueMask, kind: str) -> Points:
-    names = [f"{section.section}_{kind}_{i}" for i in range(len(coords))]
-    if not len(coords):
-        raise InputError(
-            f"{section.slide.path}: no tissue found on the slide, so --at {kind} gives no points; "
-            "look at it with `deepspace inspect`"
-        )
-    inside = tissue.contains(coords)
-    return Points(coords, pd.DataFrame({keys.MEASURED: False, keys.IN_TISSUE: inside}, index=names))
-
-
-@dataclass(frozen=True)
-class Values:
-    """Decoded predictions, each (points, names), and the odd ones out.
-
-    log1p of counts per 10,000, or probabilities of clusters.
+    Attributes
+    ----------
+    image_only : bool
+        Leave measured neighbours out: what the image alone tells.
+    all_genes : bool
+        Keep genes that held-out data do not tell from chance (verdict ``no``) as well.
+    weights : Path, optional
+        Encoder weights, when they are not where they were at training.
+    device : str, optional
+        Where networks run, ``cpu``, ``cuda`` or ``auto``; left out, as at training.
     """
 
-    mean: FloatArray
-    sd: FloatArray
-    sd_latent: FloatArray
-    ood: NDArray[np.bool_]
-
-
-def predict_at(predictor: SavablePredictor, slide: Slide, coords: FloatArray) -> Values:
-    """Predict in chunks and decode."""
-    parts = []
-    starts = range(0, len(coords), CHUNK)
-    # one chunk has a bar of its own, for its features
-    steps = track(starts, total=len(starts), text="predicting") if len(starts) > 1 else starts
-    for start in steps:
-        found = predictor.predict(slide, coords[start : start + CHUNK])
-        target = predictor.target
-        parts.append(
-            (
-                target.decode(found.mean).astype(np.float32),
-                target.decode_sd(found.mean, found.sd).astype(np.float32),
-                target.decode_sd(found.mean, found.sd_latent).astype(np.float32),
-                found.ood,
-            )
-        )
-    return Values(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+    image_only: bool = False
+    all_genes: bool = False
+    weights: Path | None = None
+    device: str | None = None
 
 
 def predict(
@@ -147,8 +59,7 @@ def predict(
     section: str | None = None,
     out: Path | str | None = None,
     at: str = "spots",
-    weights: Path | None = None,
-    image_only: bool = False,
+    options: PredictOptions | None = None,
     overwrite: bool = False,
 ) -> AnnData:
     """Predict one section with a trained model.
@@ -168,10 +79,8 @@ def predict(
         ``.h5ad`` file or ``.zarr`` folder to write; nothing is written without it.
     at : str
         ``spots``, ``between`` (super-resolution) or ``grid:UM``.
-    weights : Path, optional
-        Encoder weights, when they are not where they were at training.
-    image_only : bool
-        Leave measured neighbours out: what the image alone tells.
+    options : PredictOptions, optional
+        What is left out, and where the encoder's weights are.
     overwrite : bool
         Replace `out` if it exists.
 
@@ -181,30 +90,87 @@ def predict(
         ``X`` the predicted log1p of counts per 10,000, or the probability of each cluster with
         the most probable one in ``obs['cluster']``; see the README for the rest.
     """
-    grid_stride(at)  # a wrong --at is told before anything is read
-    out = None if out is None else _checked_output(Path(out), overwrite=overwrite)
+    out = None if out is None else Path(out)
+    job = _job(model, sheet, section, at, out, options or PredictOptions(), overwrite=overwrite)
+    if out is None:
+        return predict_points(job)
+    with predict_to_disk(job, out, overwrite=overwrite) as found:
+        return found.to_memory()
+
+
+def predict_to_file(
+    model: Path | str | Trained,
+    sheet: Path | str | Section,
+    out: Path | str,
+    *,
+    section: str | None = None,
+    at: str = "spots",
+    options: PredictOptions | None = None,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Predict as `predict` does, but never hold the whole result in memory.
+
+    Returns
+    -------
+    dict
+        ``out``, ``section``, ``points``, ``genes`` or ``clusters``, how many of them are
+        ``predictable``, and ``ood``, the points unlike the training images.
+    """
+    out = Path(out)
+    job = _job(model, sheet, section, at, out, options or PredictOptions(), overwrite=overwrite)
+    with predict_to_disk(job, out, overwrite=overwrite) as found:
+        return {
+            "out": str(out),
+            "section": job.section.section,
+            "points": found.n_obs,
+            NOUNS[job.card.kind]: found.n_vars,
+            "predictable": int(found.var[keys.PREDICTABLE].sum()),
+            "ood": int(found.obs[keys.OOD].sum()),
+        }
+
+
+def _job(
+    model: Path | str | Trained,
+    sheet: Path | str | Section,
+    section: str | None,
+    at: str,
+    out: Path | None,
+    options: PredictOptions,
+    *,
+    overwrite: bool,
+) -> Job:
+    """Read and check all that a prediction needs."""
+    stride = grid_stride(at)  # a wrong --at is told before anything is read
+    if out is not None:
+        _check_output(out, overwrite=overwrite)
     chosen = _one_section(sheet, section, out)
     for note in chosen.notes:
         log.info("note: %s", note)
-    if isinstance(model, Trained):
-        predictor, card = model.predictor, model.card
-    else:
-        predictor, card = load_model(Path(model), cache=default_cache(), weights=weights)
-    if image_only and isinstance(predictor, Kriging):
+    predictor, card, watch = open_trained(model, options.weights, options.device)
+    if options.image_only and isinstance(predictor, Kriging):
         log.info("note: held-out scores are of the whole model, not of the image alone")
         predictor = predictor.without_neighbours()
     points = points_at(chosen, at)
     _note_names(chosen, card)
+    if card.scores["split"] != "patient" and chosen.patient not in {
+        t.patient for t in card.training
+    }:
+        log.info(
+            "note: scores and verdicts are of the model's own patients; expect less of section %s, "
+            "which is of another",
+            chosen.section,
+        )
     chosen = chosen.without_counts()
+    columns = believable(card, all_genes=options.all_genes)
     root = Path.cwd() if isinstance(sheet, Section) else cohort_root(sheet)
-    record = prediction_record(model, chosen, card, at, root) | {"image_only": image_only}
+    asked = None if isinstance(model, Trained) else options.device
+    record = prediction_record(model, chosen, card, at, root) | {
+        "image_only": options.image_only,
+        "device": device_of(asked or card.config.device),
+    }
     if record["in_training"]:
         log.info("note: the model was trained on this section; scores are of held-out sections")
-    result = predict_points(predictor, card, chosen, points, record)
-    if out is not None:
-        write_prediction(result, out, overwrite=overwrite)
-        draw_prediction(result, chosen, picture_of(out), kind=card.kind, side_um=grid_stride(at))
-    return result
+    return Job(predictor, card, watch, chosen, points, record, columns, stride)
 
 
 def _note_names(section: Section, card: ModelCard) -> None:
@@ -221,61 +187,46 @@ def _note_names(section: Section, card: ModelCard) -> None:
         )
 
 
-def predict_points(
-    predictor: SavablePredictor,
-    card: ModelCard,
-    section: Section,
-    points: Points,
-    record: dict[str, Any],
-) -> AnnData:
-    """Predict points of a section, as AnnData with `record` as its provenance."""
-    size = len(card.columns), card.kind, len(points.coords)
-    log.info("predicting %d columns of %s at %d points of %s", *size, section.section)
-    values = predict_at(predictor, section.slide, points.coords)
-    columns = pd.DataFrame(
-        {
-            keys.PREDICTABLE: [column.predictable for column in card.columns],
-            keys.SCORE: [np.nan if c.score is None else c.score for c in card.columns],
-            keys.CEILING: [np.nan if c.ceiling is None else c.ceiling for c in card.columns],
-        },
-        index=[column.name for column in card.columns],
-    )
-    more = OBS[card.kind](values.mean, list(columns.index))
-    return prediction_anndata(
-        {"mean": values.mean, keys.SD: values.sd, keys.SD_LATENT: values.sd_latent},
-        points.coords,
-        points.obs.assign(**{keys.OOD: values.ood}, **more),
-        columns,
-        section=section,
-        provenance=record,
-        spot_diameter_px=spot_size_um(section) / section.slide.require_mpp(),
-    )
+def open_trained(
+    model: Path | str | Trained, weights: Path | None, device: str | None
+) -> tuple[SavablePredictor, ModelCard, Watch]:
+    """A model, its card, and what it knows of its training images."""
+    if isinstance(model, Trained):
+        return model.predictor, model.card, model.watch
+    predictor, card = load_model(Path(model), cache=default_cache(), weights=weights, device=device)
+    return predictor, card, load_watch(Path(model), cache=default_cache())
 
 
-def _most_probable(probabilities: FloatArray, names: list[str]) -> dict[str, Any]:
-    return {
-        keys.CLUSTER: pd.Categorical(most_probable(probabilities, names), categories=names),
-        keys.CLUSTER_PROBABILITY: probabilities.max(axis=1),
-    }
+def believable(card: ModelCard, *, all_genes: bool) -> list[int]:
+    """Positions of the columns to write: genes that chance would explain are left out.
+
+    All clusters stay, because their probabilities add up.
+
+    Raises
+    ------
+    InputError
+        If no gene is left.
+    """
+    if all_genes or card.kind != "expression":
+        return list(range(len(card.columns)))
+    kept = [k for k, column in enumerate(card.columns) if column.verdict != "no"]
+    out = len(card.columns) - len(kept)
+    if not kept:
+        raise InputError(
+            f"none of the model's {out} genes is told from chance on held-out data, so nothing is "
+            "predicted; learn from more sections or other genes, or add --all-genes to get what "
+            "cannot be believed"
+        )
+    if out:
+        log.info("%d of %d genes are not told from chance and left out", out, len(card.columns))
+    return kept
 
 
-# columns of obs that come from the values of a kind of target
-OBS: dict[str, Callable[[FloatArray, list[str]], dict[str, Any]]] = {
-    "expression": lambda values, names: {},
-    "clusters": _most_probable,
-}
-
-
-def _checked_output(out: Path, *, overwrite: bool) -> Path:
+def _check_output(out: Path, *, overwrite: bool) -> None:
     check_suffix(out)
     check_output(out, overwrite=overwrite, marker=ZARR if out.suffix == ".zarr" else None)
-    check_output(picture_of(out), overwrite=overwrite)
-    return out
-
-
-def picture_of(out: Path) -> Path:
-    """Name of the picture that goes with a prediction."""
-    return out.with_name(f"{out.stem}-maps.png")
+    if not partial_folder(out).exists():  # its picture comes first, and then a run may be killed
+        check_output(picture_of(out), overwrite=overwrite)
 
 
 def _one_section(sheet: Path | str | Section, section: str | None, out: Path | None) -> Section:
@@ -287,7 +238,10 @@ def _one_section(sheet: Path | str | Section, section: str | None, out: Path | N
         found, where = sections[0], str(sheet)
         if section is None and len(sections) > 1:
             names = ", ".join(s.section for s in sections)
-            raise InputError(f"{sheet}: holds sections {names}; say which one with section=")
+            raise InputError(
+                f"{sheet}: holds sections {names}; name one, as --section {found.section}, or "
+                "give a folder as --out to predict them all"
+            )
     problems = Problems(f"{where}: section {section or found.section}")
     if section is not None and found.section != section:
         problems.add(f"there is no such section, only {found.section}; correct --section")

@@ -17,7 +17,7 @@ from deepspace.core.config import Config
 from deepspace.core.progress import log
 from deepspace.data.cache import ArrayCache
 from deepspace.io.section import Section
-from deepspace.models.registry import STACKED, Workbench
+from deepspace.models.registry import Workbench
 from deepspace.output.checkerboard import registered_pair
 from deepspace.output.plot import save as save_figure
 from deepspace.output.write import write_json
@@ -41,13 +41,13 @@ class Registered:
     links: tuple[Link, ...]
 
 
-def with_stack(bench: Workbench, sections: Sequence[Section], models: Sequence[str]) -> Workbench:
-    """The same bench with the places of all sections, if one of the models uses neighbours.
+def with_stack(bench: Workbench, sections: Sequence[Section]) -> Workbench:
+    """The same bench with the places of all sections: models and baselines use neighbours.
 
     Images alone decide: counts are not looked at, so a section that is held out later may take
     part.
     """
-    if bench.stack is not None or not any(model in STACKED for model in models):
+    if bench.stack is not None:
         return bench
     return replace(bench, stack=registered(sections, bench.config, bench.cache).stack)
 

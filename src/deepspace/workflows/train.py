@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import false_discovery_control, fisher_exact, norm
-from sklearn.metrics import f1_score, matthews_corrcoef
 
-from deepspace.core.classification import most_probable
 from deepspace.core.config import Config
 from deepspace.core.files import atomic_folder, check_output
 from deepspace.core.progress import log
@@ -22,8 +20,8 @@ from deepspace.io.section import Section
 from deepspace.models import distributed
 from deepspace.models.base import SavablePredictor
 from deepspace.models.registry import MODELS, Workbench
-from deepspace.models.store import EncoderCard, GeneCard, ModelCard, TrainingCard, write_model
-from deepspace.workflows.cluster_scoring import pooled
+from deepspace.models.store import EncoderCard, GeneCard, ModelCard, TrainingCard
+from deepspace.models.watch import Watch
 from deepspace.workflows.cohort import (
     Cohort,
     cohort_root,
@@ -31,31 +29,25 @@ from deepspace.workflows.cohort import (
     prepare_cohort,
     source_files,
 )
-from deepspace.workflows.figures import write_history
-from deepspace.workflows.scoring import (
-    CEILING,
-    INNER,
-    SCORINGS,
-    Evaluation,
-    evaluate_sections,
-    gene_means,
-    model_label,
-)
+from deepspace.workflows.figures import write_evaluation
+from deepspace.workflows.novelty import fit_novelty
+from deepspace.workflows.report import EVALUATION, save_model, write_report
+from deepspace.workflows.scoring import Evaluation, evaluate_sections, model_label
+from deepspace.workflows.trial import INNER, SCORINGS
+from deepspace.workflows.verdicts import NO
 
-# predictable is what has this held-out correlation, at this false discovery rate
-LEAST_SCORE = 0.2
-FDR = 0.05
 # splits that score a model where nothing was measured
 HONEST = ("auto", "patient", "section", "block")
 
 
 @dataclass
 class Trained:
-    """A fitted model with its card and the honest evaluation that the card quotes."""
+    """A fitted model with its card, its honest evaluation, and what it knows of its images."""
 
     predictor: SavablePredictor
     card: ModelCard
     evaluation: Evaluation
+    watch: Watch
 
 
 def train(
@@ -73,8 +65,9 @@ def train(
     sheet : Path, str or sequence of Section
         Cohort sheet (CSV), one Space Ranger ``outs/`` folder, or sections in memory.
     out : Path or str, optional
-        Folder to write, nothing without it: ``model.json`` and ``weights.safetensors``,
-        and how a network was trained, ``history.csv`` and ``history.png``.
+        Folder to write, nothing without it: ``model.json`` and ``weights.safetensors``, a model
+        card, how a network was trained (``history.csv``, ``history.png``), ``evaluation/`` with
+        its scores, and ``report.html``.
     model : str, optional
         Key of the table of models; the configured one if not given.
     config : Config, optional
@@ -98,10 +91,17 @@ def train(
     trained = train_sections(ready.sections, bench, model, root=cohort_root(sheet))
     trained.card.scores["quality_control"] = ready.report
     if out is not None and distributed.is_main():
-        with atomic_folder(out) as folder:
-            write_model(folder, trained.predictor, trained.card)
-            write_history(trained.card, folder)
+        write_trained(trained, out)
     return trained
+
+
+def write_trained(trained: Trained, out: Path) -> None:
+    """Write the folder of a model; it appears whole or not at all."""
+    with atomic_folder(out) as folder:
+        save_model(folder, trained.predictor, trained.card, trained.watch)
+        with atomic_folder(folder / EVALUATION) as own:
+            write_evaluation(trained.evaluation, own)
+        write_report(folder)
 
 
 def train_sections(
@@ -128,7 +128,7 @@ def train_sections(
     predictor = MODELS[model](bench.bridging(INNER[how]))
     predictor.fit(sections, scoring.align(fit_target(sections, goal), evaluation.target, sections))
     card = model_card(predictor, model, bench, sections, evaluation, root or Path.cwd())
-    return Trained(predictor, card, evaluation)
+    return Trained(predictor, card, evaluation, fit_novelty(sections, bench))
 
 
 def _honest_split(sections: Sequence[Section], config: Config) -> str:
@@ -156,8 +156,8 @@ def model_card(
     encoder = bench.extractor(config.encoder).encoder
     values, _ = predictor.state()
     target, _ = predictor.target.state()
-    field, cards = CARDS[config.target.kind]
-    columns = cards(evaluation, model_label(model, config), predictor.target.names)
+    label = model_label(model, config)
+    columns = verdict_cards(evaluation.verdicts, label, predictor.target.names)
     card = ModelCard(
         model=model,
         kind=config.target.kind,
@@ -187,76 +187,24 @@ def model_card(
         ),
         state=values,
     )
-    return card.model_copy(update={field: columns})
+    return card.model_copy(update={CARDS[config.target.kind]: columns})
 
 
-def gene_cards(scores: pd.DataFrame, model: str, genes: Sequence[str]) -> tuple[GeneCard, ...]:
-    """Held-out score and verdict of each gene.
-
-    A gene is predictable if it was scored in every held-out section, its mean held-out Pearson
-    correlation is at least 0.2, and that is above 0 by Fisher's z test with
-    Benjamini-Hochberg at 5 %. The test takes spots as independent, which neighbouring spots are
-    not: it is a filter against chance in small cohorts, not a guaranteed false discovery rate.
-    """
-    chosen = scores[scores["model"] == model]
-    means = gene_means(scores, model).reindex(list(genes))
-    known = chosen.dropna(subset="pearson")
-    seen = known.groupby("gene")["section"].nunique().reindex(list(genes)).fillna(0).to_numpy()
-    degrees = (known["spots"] - 3).groupby(known["gene"]).sum().reindex(list(genes))
-    r = means["pearson"].fillna(0.0).clip(-0.999, 0.999).to_numpy()
-    z = np.arctanh(r) * np.sqrt(degrees.fillna(1.0).clip(lower=1.0).to_numpy())
-    rejected = false_discovery_control(norm.sf(z)) <= FDR
-    good = rejected & (r >= LEAST_SCORE) & (seen == scores["section"].nunique())
-    return tuple(
-        GeneCard(
-            name=gene,
-            score=_number(row["pearson"]),
-            ceiling=_number(row[CEILING]),
-            predictable=bool(ok),
-        )
-        for gene, (_, row), ok in zip(genes, means.iterrows(), good, strict=True)
-    )
+def verdict_cards(verdicts: pd.DataFrame, model: str, names: Sequence[str]) -> tuple[GeneCard, ...]:
+    """What the evaluation found of each name, in their order; never scored is never believed."""
+    rows = verdicts[verdicts["model"] == model].set_index("gene").to_dict("index")
+    unknown: dict[Any, Any] = {**dict.fromkeys(NUMBERS, np.nan), "verdict": NO}
+    cards = []
+    for name in names:
+        row = rows.get(name, unknown)
+        numbers = {key: _number(row[key]) for key in NUMBERS}
+        cards.append(GeneCard.model_validate({"name": name, "verdict": row["verdict"], **numbers}))
+    return tuple(cards)
 
 
-def cluster_cards(
-    evaluation: Evaluation, model: str, clusters: Sequence[str]
-) -> tuple[GeneCard, ...]:
-    """Held-out F1 score and verdict of each cluster.
-
-    A cluster is predictable if being called it and being it are correlated (phi coefficient) by at
-    least 0.2 over all held-out spots, and that is above 0 by Fisher's exact test with
-    Benjamini-Hochberg at 5 %; the caution of `gene_cards` about neighbouring spots holds.
-    """
-    found = pooled(evaluation.held_out, model)
-    if found is None:
-        return tuple(
-            GeneCard(name=n, score=None, ceiling=None, predictable=False) for n in clusters
-        )
-    truth, probabilities, names = found
-    called = most_probable(probabilities, names)
-    pairs = [(truth == name, called == name) for name in clusters]
-    tables = [[[np.sum((a == x) & (b == y)) for y in (1, 0)] for x in (1, 0)] for a, b in pairs]
-    p = [fisher_exact(table, alternative="greater").pvalue for table in tables]
-    phi = np.array([matthews_corrcoef(a, b) for a, b in pairs])
-    good = (false_discovery_control(p) <= FDR) & (phi >= LEAST_SCORE)
-    return tuple(
-        GeneCard(
-            name=name,
-            score=_number(f1_score(a, b, zero_division=0.0)) if a.any() else None,
-            ceiling=None,
-            predictable=bool(ok),
-        )
-        for name, (a, b), ok in zip(clusters, pairs, good, strict=True)
-    )
-
-
-Cards = Callable[[Evaluation, str, Sequence[str]], tuple[GeneCard, ...]]
-
-# where the card of a model keeps them, and how they are made
-CARDS: dict[str, tuple[str, Cards]] = {
-    "expression": ("genes", lambda found, model, names: gene_cards(found.scores, model, names)),
-    "clusters": ("clusters", cluster_cards),
-}
+NUMBERS = ("score", "low", "high", "ceiling", "p_value", "q_value")
+# where the card of a model keeps them
+CARDS = {"expression": "genes", "clusters": "clusters"}
 
 
 def _number(value: float) -> float | None:
