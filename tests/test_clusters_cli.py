@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from calls import call
+from calls import call, holds
 from deepspace.core.config import load_config
 from deepspace.output import plot
 from deepspace.output.clusters import PALETTE, cluster_colours
@@ -74,6 +74,7 @@ def test_evaluate(
     assert {"scores.png", "recall.png", "maps-S1.png", "maps-S2.png", "maps-S3.png"} <= names
     summary = json.loads((out / "summary.json").read_text())
     assert (summary["target"], summary["labels"]) == ("clusters", "given")
+    holds("evaluate", summary)
     assert any(path.endswith("clusters.csv") for path in summary["provenance"]["inputs"])
 
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from typer.testing import CliRunner
 
+from calls import holds
 from deepspace.cli import app
 from deepspace.core.errors import InputError
 from deepspace.io.geojson import read_regions
@@ -269,15 +270,12 @@ def test_thresholds_are_read() -> None:
             Threshold.parse(wrong)
 
 
-@pytest.mark.skipif(
-    "export" not in {c.callback.__name__ for c in app.registered_commands},
-    reason="the command is not in cli/__init__.py yet",
-)
 def test_command(saved: tuple[Path, AnnData], tmp_path: Path) -> None:
     out = tmp_path / "x.geojson"
     line = ["export", str(saved[0]), "--to", "geojson", "--out", str(out), "--json", "--quiet"]
     line += ["--threshold", "A>=0.5", "--threshold", "C>=0.5"]
     found = CliRunner().invoke(app, line)
     assert found.exit_code == 0, found.output
+    holds("export", json.loads(found.stdout))
     assert json.loads(found.stdout)["areas"] == ["A >= 0.5", "C >= 0.5"]
     assert {region.name for region in read_regions(out)} == {"A >= 0.5", "C >= 0.5"}

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator, ValidationError
 
-from calls import call
+from calls import call, holds
 from deepspace.core.errors import InputError
 from deepspace.simulate import BlockConfig, simulate_block
 from deepspace.workflows.schema import SCHEMAS, schema
@@ -45,33 +45,6 @@ def printed(capsys: pytest.CaptureFixture[str], *args: object) -> Any:
     code, out, err = call(*args, capsys=capsys)
     assert code == 0, err
     return json.loads(out)
-
-
-def unnamed(values: Any, rules: dict[str, Any], root: dict[str, Any]) -> list[str]:
-    """Keys of a document that its schema does not name, wherever it lists keys at all."""
-    if "$ref" in rules:
-        rules = root["$defs"][rules["$ref"].rsplit("/", 1)[-1]]
-    if "anyOf" in rules:
-        return min((unnamed(values, r, root) for r in rules["anyOf"]), key=len)
-    if isinstance(values, list):
-        return [key for v in values for key in unnamed(v, rules.get("items", {}), root)]
-    known = rules.get("properties")
-    if not isinstance(values, dict):
-        return []
-    if known is None:
-        inner = rules.get("additionalProperties")
-        inner = inner if isinstance(inner, dict) else {}
-        return [key for v in values.values() for key in unnamed(v, inner, root)]
-    return [key for key in values if key not in known] + [
-        key for name, rule in known.items() if name in values
-        for key in unnamed(values[name], rule, root)
-    ]  # fmt: skip
-
-
-def holds(command: str, document: Any) -> None:
-    found = schema(command)
-    Draft202012Validator(found).validate(document)
-    assert unnamed(document, found, found) == []
 
 
 def test_every_schema_is_one() -> None:

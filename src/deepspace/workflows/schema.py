@@ -65,6 +65,10 @@ class ModelScores(Document):
     mean_r2: float | None = None
     coverage_90: float | None = Field(None, description="measurements inside their 90 % intervals")
     genes: int | None = None
+    accuracy: float | None = Field(None, description="clusters: spots named right")
+    balanced_accuracy: float | None = None
+    macro_f1: float | None = None
+    log_loss: float | None = None
     sections: dict[str, Any] = Field(default={}, description="what each section scored")
 
 
@@ -76,7 +80,47 @@ class Comparison(Document):
     difference: float | None
     low: float | None
     high: float | None
+    over: str = Field(description="what the interval is over: patients, sections or regions")
+    number: int = Field(description="how many of them")
     beats: bool
+
+
+class Gain(Document):
+    """A student against its teacher or its control, over sections."""
+
+    student: str
+    teacher: str
+    score: str
+    gain: float
+    low: float | None
+    high: float | None
+    better: int
+    sections: int
+
+
+class Chance(Document):
+    """What moved labels score: mean over genes and moves, spread between moves."""
+
+    number: int = Field(description="moves")
+    mean_pearson: float
+    sd_of_means: float | None
+
+
+class Leak(ModelScores):
+    """A model's scores under one way to split, and what they mean."""
+
+    model: str
+    split: str
+    meaning: str
+    folds: int | None
+    note: str | None
+
+
+class EncoderUsed(Document):
+    """An encoder as it was really used."""
+
+    config: dict[str, Any]
+    key: str = Field(description="what its cached features are kept under")
 
 
 class Scores(Document):
@@ -85,13 +129,22 @@ class Scores(Document):
     target: str = Field(description="expression or clusters")
     split: str
     folds: int
+    genes: str | None = Field(None, description="the choice that was asked for")
+    transform: str | None = None
+    labels: str | None = Field(None, description="clusters: where their labels come from")
+    clusters: int | None = None
+    spots: int | None = Field(None, description="clusters: spots with a label")
     models: dict[str, ModelScores] = Field(description="models and baselines by name")
     not_applicable: list[str] = Field(description="baselines that this split rules out")
     verdict: list[str] = Field(description="plain sentences, the first line of the report")
     verdicts: dict[str, int] = Field(description="genes of each verdict")
     comparisons: list[Comparison] = []
     ceiling: dict[str, float | None] | None = None
-    leak_gap: list[dict[str, Any]] | None = None
+    chance: Chance | None = None
+    gains: list[Gain] | None = Field(None, description="students against their teachers")
+    controls: list[str] | None = Field(None, description="students that were shown nothing new")
+    leak_gap: list[Leak] | None = None
+    encoders: list[EncoderUsed] | None = None
     quality_control: list[str] | None = None
     provenance: dict[str, Any] | None = None
     warning: str | None = None
@@ -207,6 +260,25 @@ class Annotated(Document):
     caveats: list[str]
 
 
+class Exported(Document):
+    """`deepspace export --json`; what the format adds is null elsewhere."""
+
+    path: str
+    section: str
+    to: str
+    out: str
+    values: str = Field(description="mean, sd or measured")
+    points: int
+    genes: int
+    width: int | None = Field(None, description="ome-tiff: pixels")
+    height: int | None = Field(None, description="ome-tiff: pixels")
+    pixel_um: float | None = Field(None, description="ome-tiff: side of a pixel")
+    areas: list[str] | None = Field(None, description="geojson: names of the areas drawn")
+    elements: list[str] | None = Field(None, description="spatialdata: elements written")
+    kept: list[str] | None = Field(None, description="spatialdata: elements that were there")
+    tables: list[str] | None = Field(None, description="parquet: files in the folder")
+
+
 # what the commands print; where a command prints one of two, either
 SCHEMAS: dict[str, Any] = {
     "inspect": Inspected,
@@ -217,6 +289,7 @@ SCHEMAS: dict[str, Any] = {
     "explain": Explained,
     "ihc": Compared,
     "annotate": Annotated,
+    "export": Exported,
 }
 
 
