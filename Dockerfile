@@ -1,5 +1,6 @@
 # deepspace on processors: docker build -t deepspace . && docker run --rm -v "$PWD:/data" deepspace --help
-# For a GPU, replace the line that installs torch by the build for your driver.
+# Another build of torch, as the one for processors alone or for your driver:
+#   docker build --build-arg TORCH_INDEX=ADDRESS_OF_ITS_INDEX -t deepspace .
 FROM python:3.11-slim-bookworm AS build
 
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
@@ -8,11 +9,11 @@ RUN python -m venv /opt/deepspace
 ENV PATH=/opt/deepspace/bin:$PATH
 
 # torch first and alone: another package could pull in gigabytes of CUDA; the constraints pin it
+ARG TORCH_INDEX=""
 WORKDIR /src
 COPY constraints.txt ./
 # hadolint ignore=DL3013
-RUN pip install --constraint constraints.txt --index-url https://download.pytorch.org/whl/cpu \
-        --extra-index-url https://pypi.org/simple torch
+RUN pip install --constraint constraints.txt ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} torch
 COPY pyproject.toml README.md LICENSE ./
 COPY src ./src
 RUN pip install --constraint constraints.txt '.[wsi,spatial,leiden,viewer]'
@@ -27,7 +28,7 @@ ENV PATH=/opt/deepspace/bin:$PATH \
     MPLCONFIGDIR=/tmp/matplotlib \
     NUMBA_CACHE_DIR=/tmp/numba
 RUN useradd --create-home --uid 1000 deepspace
-USER deepspace
+USER 1000
 WORKDIR /data
 ENTRYPOINT ["deepspace"]
 CMD ["--help"]

@@ -8,7 +8,7 @@ way of reading can beat.
 
     python benchmarks/whole_slide.py [--sides 25000 50000 100000] [--encoder stain]
                                      [--weights DIR] [--stride 112] [--genes 40]
-                                     [--folder DIR]
+                                     [--sampling dense] [--folder DIR]
 """
 
 from __future__ import annotations
@@ -36,7 +36,16 @@ MPP = 0.25
 PERIOD = 16  # tiles after which the tissue repeats
 TISSUE_SHARE = 1 / 3
 LEAST_SIDE = 1000
-SETTINGS = '[qc]\nmin_genes = 20\n[evaluate]\nmoves = 2\nleak_gap = "none"\n'
+SETTINGS = """
+[qc]
+min_genes = 20
+[encoder]
+fov_um = [150]
+sampling = "{sampling}"
+[evaluate]
+moves = 2
+leak_gap = "none"
+"""
 
 
 def encode(tile: NDArray[np.uint8]) -> bytes:
@@ -128,13 +137,14 @@ def decode_time(tiles: int) -> float:
     return (time.perf_counter() - start) * tiles / number
 
 
-def train(folder: Path, encoder: str, weights: str | None, genes: int) -> Path:
+def train(folder: Path, options: argparse.Namespace) -> Path:
     """Train a model on a small simulated block."""
+    encoder, weights, genes = options.encoder, options.weights, options.genes
     law = deepspace.simulate.Genes(image=genes)
     config = deepspace.simulate.BlockConfig.preset("tiny", seed=1, genes=law)
     block = deepspace.simulate_block(config)
     sheet = block.write(folder / "block")
-    (folder / "settings.toml").write_text(SETTINGS)
+    (folder / "settings.toml").write_text(SETTINGS.format(sampling=options.sampling))
     command = [sys.executable, "-m", "deepspace", "train", sheet, "--out", folder / "model"]
     command += ["--genes", f"expressed:{genes}", "--config", folder / "settings.toml", "--quiet"]
     command += ["--encoder", encoder, *(["--weights", weights] if weights else [])]
@@ -176,11 +186,12 @@ def main() -> None:
     parser.add_argument("--weights")
     parser.add_argument("--stride", type=float, default=112.0)
     parser.add_argument("--genes", type=int, default=40)
+    parser.add_argument("--sampling", choices=("dense", "crop"), default="dense")
     parser.add_argument("--folder", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
-        model = train(folder, options.encoder, options.weights, options.genes)
+        model = train(folder, options)
         rows = []
         for side in sorted(options.sides):
             slide = folder / f"w{side}.tif"

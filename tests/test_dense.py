@@ -267,16 +267,38 @@ def test_extractors_standardise_and_remember(slide: Slide, tmp_path: Path) -> No
 
 
 def test_the_lattice_and_the_points_share_one_pass(
-    slide: Slide, monkeypatch: pytest.MonkeyPatch
+    slide: Slide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """And points that were shared cost nothing later, in this process or in another."""
     encoder = load_encoder("colour", fov_um=(64,), size_px=64, sampling="dense")
-    extractor = FeatureExtractor(encoder, reference_points=20)
+    cache = ArrayCache(tmp_path / "cache")
     asked: list[int] = []
-    encode = extractor._encode
-    monkeypatch.setattr(extractor, "_encode", lambda s, c: asked.append(len(c)) or encode(s, c))
-    extractor(slide, POINTS)
-    extractor(slide, POINTS[:2])
-    assert asked == [len(extractor.lattice(slide)) + len(POINTS), 2]
+    encode = FeatureExtractor._encode
+    monkeypatch.setattr(
+        FeatureExtractor, "_encode", lambda *given: asked.append(len(given[2])) or encode(*given)
+    )
+    extractor = FeatureExtractor(encoder, cache=cache, reference_points=20)
+    first = extractor(slide, POINTS)
+    assert asked == [len(extractor.lattice(slide)) + len(POINTS)]
+    assert extractor(slide, POINTS[:2]).tobytes() == first[:2].tobytes()
+    later = POINTS + 7.0
+    extractor.share(slide, np.concatenate([POINTS, later]))
+    asked.clear()
+    other = FeatureExtractor(encoder, cache=cache, reference_points=20)
+    found = other(slide, later[::-1])
+    assert not asked
+    alone = FeatureExtractor(encoder, reference_points=20)(slide, later[::-1])
+    assert found.tobytes() == alone.tobytes()
+
+
+def test_shared_points_that_the_cache_lost_are_encoded_again(slide: Slide, tmp_path: Path) -> None:
+    encoder = load_encoder("colour", fov_um=(64,), size_px=64, sampling="dense")
+    cache = ArrayCache(tmp_path / "cache")
+    first = FeatureExtractor(encoder, cache=cache, reference_points=20)(slide, POINTS)
+    biggest = max((tmp_path / "cache").glob("??/*.npy"), key=lambda path: path.stat().st_size)
+    biggest.unlink()
+    again = FeatureExtractor(encoder, cache=cache, reference_points=20)(slide, POINTS)
+    assert again.tobytes() == first.tobytes()
 
 
 def test_the_configuration_reaches_the_extractor() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -152,3 +153,70 @@ def test_faults_are_told(model: ds.Model, adata: AnnData, sections: list[ds.Sect
     del adata.obsm["spatial"]
     with pytest.raises(ds.InputError, match="spatial"):
         ds.tl.predict(adata, model, sections[2].slide)
+
+
+def stored(section: ds.Section, path: Path) -> Any:
+    """A user's SpatialData of a section: image in micrometres, spots in pixels."""
+    spatialdata = pytest.importorskip("spatialdata")
+    from spatialdata.models import Image2DModel, ShapesModel, TableModel  # noqa: PLC0415
+    from spatialdata.transformations import Identity, Scale  # noqa: PLC0415
+
+    slide, mpp = section.slide, section.slide.require_mpp()
+    table = AnnData(section.require_counts().X, obs=pd.DataFrame(index=section.counts.obs_names))
+    table.var_names = section.require_counts().var_names
+    table.obs["region"] = pd.Categorical(["spots"] * table.n_obs)
+    table.obs["spot"] = table.obs_names.to_numpy(dtype=object)
+    um = Scale([mpp, mpp], axes=("x", "y"))
+    pixels = np.moveaxis(slide.read(0, 0, slide.width, slide.height), -1, 0)
+    spatialdata.SpatialData(
+        images={"he": Image2DModel.parse(pixels, transformations={"global": um, "px": Identity()})},
+        shapes={
+            "spots": ShapesModel.parse(
+                section.coords, geometry=0, radius=27.5 / mpp, index=table.obs["spot"].to_numpy(),
+                transformations={"global": um},
+            )
+        },
+        tables={"table": TableModel.parse(table, "spots", "region", "spot")},
+        attrs={"note": "mine"},
+    ).write(path)  # fmt: skip
+    return spatialdata.read_zarr(path)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_spatialdata_comes_back_with_more_and_loses_nothing(
+    model: ds.Model, sections: list[ds.Section], tmp_path: Path
+) -> None:
+    from spatialdata.transformations import get_transformation  # noqa: PLC0415
+
+    section = sections[2]
+    sdata = stored(section, tmp_path / "s.zarr")
+    mpp, options = section.slide.require_mpp(), ds.PredictOptions(all_genes=True)
+    with pytest.raises(ds.InputError, match="mpp"):
+        ds.tl.predict_spatialdata(sdata, model)
+    found = ds.tl.predict_spatialdata(sdata, model, mpp=mpp, options=options, copy=True)
+    assert found is not None
+    assert "deepspace_prediction" not in sdata.tables
+    assert {"he", "spots", "table", "deepspace_points", "deepspace_prediction"} == {
+        name for _, name, _ in found.gen_elements()
+    }
+    assert found.images["he"] is sdata.images["he"]
+    assert found.attrs == {"note": "mine"}
+    direct = model.predict(section, options=options)
+    np.testing.assert_array_equal(found.tables["deepspace_prediction"].X, direct.X)
+    place = get_transformation(found.shapes["deepspace_points"], get_all=True)
+    assert set(place) == {"global", "px"}
+    np.testing.assert_allclose(
+        place["global"].to_affine_matrix(("x", "y"), ("x", "y")), np.diag([mpp, mpp, 1])
+    )
+    ds.tl.predict_spatialdata(sdata, model, mpp=mpp, options=options)
+    with pytest.raises(ds.InputError, match="already holds"):
+        ds.tl.predict_spatialdata(sdata, model, mpp=mpp, options=options)
+    for name in ("deepspace_points", "deepspace_prediction"):
+        sdata.write_element(name)
+    again = ds.tl.predict_spatialdata(
+        sdata, model, mpp=mpp, options=options, key_added="more", copy=True
+    )
+    np.testing.assert_array_equal(again.tables["more_prediction"].X, direct.X)
+    sdata.path = None
+    with pytest.raises(ds.InputError, match="lies in no store"):
+        ds.tl.predict_spatialdata(sdata, model, mpp=mpp)

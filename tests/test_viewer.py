@@ -12,17 +12,21 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+import tifffile
 from PIL import Image
 from starlette.testclient import TestClient
 
 from deepspace.core.errors import InputError
 from deepspace.data.transforms import log1p_cp10k, total_counts
+from deepspace.io.memory import slide_from_array
 from deepspace.io.sheet import read_sheet
+from deepspace.registration.transform import Transform
 from deepspace.simulate import Block, BlockConfig, simulate_block
 from deepspace.viewer import columns
 from deepspace.viewer.app import make_app
-from deepspace.viewer.columns import PredictionFile
+from deepspace.viewer.columns import ShownPrediction
 from deepspace.viewer.project import Project, open_project
+from deepspace.viewer.registered import RegisteredTiles
 from deepspace.viewer.tiles import TILE, TileSource
 from make_completed import write_completed
 
@@ -99,7 +103,7 @@ def test_measurements_stand_beside_predictions(client: TestClient, folder: Path)
     section = read_sheet(folder.parent / "block" / "sheet.csv")[0]
     counts = section.require_counts()
     gene = str(counts.var_names[5])
-    file = PredictionFile(folder / "sections" / "S1-spots.h5ad")
+    file = ShownPrediction(folder / "sections" / "S1-spots.h5ad")
     rows = counts.obs_names.get_indexer(file.obs.index)
     expected = log1p_cp10k(counts.X[:, [5]].toarray().astype(float), total_counts(counts))[rows, 0]
     measured, both, plain = (
@@ -123,8 +127,8 @@ def test_one_column_is_read_whatever_the_layout(folder: Path, tmp_path: Path) ->
     with h5py.File(path, "a") as file:
         del file["X"]
         file.create_dataset("X", data=values, chunks=(2, 30), compression="gzip")
-    direct = PredictionFile(path)
-    turned = PredictionFile(path)
+    direct = ShownPrediction(path)
+    turned = ShownPrediction(path)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(columns, "MOST_BYTES", 1)
         patch.setattr(columns, "BAND_BYTES", 4 * 30 * 7)
@@ -251,3 +255,45 @@ def test_what_cannot_be_shown_is_told(tmp_path: Path, make: Any, message: str) -
 def test_ihc_of_unknown_sections_is_told(folder: Path) -> None:
     with pytest.raises(InputError, match="no such section; there are S1, S2, S3"):
         open_project(folder, ihc={"S9": folder / "x.tif"})
+
+
+def decoded(tiles: TileSource, level: int, column: int = 0, row: int = 0) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(tiles.cut(level, column, row))), np.float64)
+
+
+def test_a_registered_neighbour_is_shown_as_it_lies(project: Project) -> None:
+    """A mirrored copy, with the map between them known."""
+    slide = project.sections[0].image.tiles.slide
+    mpp = slide.require_mpp()
+    pixels = slide.resample((0, 0), (slide.width, slide.height), (slide.width, slide.height))
+    mirrored = np.ascontiguousarray(pixels[:, ::-1])
+    other = slide_from_array(mirrored, mpp, Path("mirrored"), "test")
+    frame = TileSource(slide)
+    width_um = slide.width * mpp
+    laid = RegisteredTiles(other, frame, Transform.of([[-1, 0], [0, 1]], [width_um, 0]))
+    for level in (frame.max_level, frame.max_level - 1, frame.max_level - 3):
+        there, here = decoded(laid, level), decoded(frame, level)
+        assert there.shape == here.shape
+        assert np.corrcoef(there.ravel(), here.ravel())[0, 1] > 0.97
+    away = RegisteredTiles(other, frame, Transform.of([[1, 0], [0, 1]], [10 * width_um, 0]))
+    assert (decoded(away, frame.max_level) == 255).all()
+
+
+def test_ihc_is_registered_or_said_not_to_be(
+    project: Project, folder: Path, tmp_path: Path
+) -> None:
+    slide = project.sections[0].image.tiles.slide
+    pixels = slide.resample((0, 0), (slide.width, slide.height), (slide.width, slide.height))
+    unit = 1e4 / slide.require_mpp()
+    for name, image in {"turned": np.rot90(pixels, 2), "white": np.full_like(pixels, 245)}.items():
+        tifffile.imwrite(
+            tmp_path / f"{name}.tif", image, photometric="rgb", resolution=(unit, unit),
+            resolutionunit="CENTIMETER",
+        )  # fmt: skip
+    shown = open_project(folder, ihc={"S1": tmp_path / "turned.tif"}).sections[0]
+    assert [other.name for other in shown.others] == ["turned"]
+    level = shown.image.tiles.max_level - 2
+    here, there = decoded(shown.image.tiles, level), decoded(shown.others[0].tiles, level)
+    assert np.corrcoef(there.ravel(), here.ravel())[0, 1] > 0.9
+    (other,) = open_project(folder, ihc={"S1": tmp_path / "white.tif"}).sections[0].others
+    assert other.name == "white (not registered)"

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from deepspace.model import Model as Model
     from deepspace.models.store import load_model as load_model
     from deepspace.output import plot
+    from deepspace.output.section import section_to_anndata as section_to_anndata
+    from deepspace.output.section import write_section as write_section
 
     pl = plot
     from deepspace import pp as pp
@@ -65,7 +67,9 @@ _HOMES = {
     "read_sheet": "deepspace.io.sheet",
     "read_provenance": "deepspace.output.write",
     "section_from_anndata": "deepspace.io.section",
+    "section_to_anndata": "deepspace.output.section",
     "simulate_block": "deepspace.simulate",
+    "write_section": "deepspace.output.section",
     "write_report": "deepspace.workflows.report",
     "train": "deepspace.workflows.train",
 }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -15,11 +16,16 @@ from anndata import AnnData
 
 from deepspace.core import keys
 from deepspace.core.errors import InputError
+from deepspace.io.section import read_section
 from deepspace.io.slide import Slide
 from deepspace.model import Model
+from deepspace.output.spatialdata_store import to_spatialdata
 from deepspace.output.write import PROVENANCE
 from deepspace.workflows.annotate import AnnotateSettings, annotate
 from deepspace.workflows.predict import PredictOptions
+
+if TYPE_CHECKING:
+    from spatialdata import SpatialData
 
 
 def predict(
@@ -83,6 +89,75 @@ def predict(
         PROVENANCE: found.uns[keys.UNS][PROVENANCE],
     }
     return adata if copy else None
+
+
+def predict_spatialdata(
+    sdata: SpatialData,
+    model: Model | Path | str,
+    *,
+    section: str | None = None,
+    at: str = "spots",
+    mpp: float | None = None,
+    options: PredictOptions | None = None,
+    key_added: str = keys.UNS,
+    copy: bool = False,
+) -> SpatialData | None:
+    """Predict a section in SpatialData and put the result beside what is there.
+
+    Parameters
+    ----------
+    sdata : SpatialData
+        Read from a store, whose spots and H&E image are read there block by block: a table that
+        annotates shapes, and an RGB image. What was changed in memory alone is not seen.
+    model : Model, Path or str
+        From `deepspace.Model.train`, or a folder.
+    section : str, optional
+        Whose spots, where several tables annotate shapes.
+    at : str
+        ``spots``, ``between`` (super-resolution) or ``grid:UM``.
+    mpp : float, optional
+        Micrometres per pixel of the image; a store does not tell.
+    options : PredictOptions, optional
+        What is left out, and where networks run.
+    key_added : str
+        Circles ``{key_added}_points`` lie in every coordinate system of the image; table
+        ``{key_added}_prediction`` is as `deepspace.predict` returns it. In memory: write them with
+        ``sdata.write_element``.
+    copy : bool
+        Return another object that shares the old elements, and leave this one alone.
+
+    Raises
+    ------
+    InputError
+        If the object lies in no store, lacks spots, image or pixel size, or has such elements.
+    """
+    from spatialdata import SpatialData as Store  # noqa: PLC0415 - an extra
+    from spatialdata.transformations import (  # noqa: PLC0415
+        get_transformation,
+        set_transformation,
+    )
+
+    if sdata.path is None:
+        raise InputError(
+            "the object lies in no store, from which its image could be read; write it first, "
+            "sdata.write('name.zarr')"
+        )
+    read = read_section(sdata.path, mpp=mpp, section=section)
+    loaded = model if isinstance(model, Model) else Model.load(model)
+    found = loaded.predict(read, at=at, options=options)
+    made = to_spatialdata(found, name=key_added)
+    new = {name: element for kind, name, element in made.gen_elements() if kind != "images"}
+    taken = [name for name in new if name in sdata]
+    if taken:
+        raise InputError(f"the object already holds {', '.join(taken)}; choose another key_added")
+    image = sdata.images[read.slide.path.parent.name]
+    for name in made.shapes:
+        set_transformation(new[name], get_transformation(image, get_all=True), set_all=True)
+    old = {name: element for _, name, element in sdata.gen_elements()}
+    target = Store.init_from_elements(old, attrs=sdata.attrs) if copy else sdata
+    for name, element in new.items():
+        target[name] = element
+    return target if copy else None
 
 
 def modules(

@@ -88,6 +88,14 @@ class ArrayCache:
             self._store(path, array)
         return array
 
+    def peek(self, recipe: Mapping[str, Any]) -> NDArray[Any] | None:
+        """Return the array of `recipe` if there is one."""
+        return self._load(self._path(content_key(recipe)))
+
+    def put(self, recipe: Mapping[str, Any], array: NDArray[Any]) -> None:
+        """Store the array of `recipe` in place of another."""
+        self._store(self._path(content_key(recipe)), array)
+
     def mapped(
         self,
         recipe: Mapping[str, Any],

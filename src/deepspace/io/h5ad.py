@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import anndata
 import h5py
@@ -66,10 +66,19 @@ def from_anndata(adata: AnnData, path: Path, platform: str) -> Parts:
     counts = _raw_counts(adata, path, parts.notes)
     counts.obs_names = spots.index
     inside = spots[keys.IN_TISSUE].to_numpy(bool)
-    if not inside.all():
-        parts.notes.append(f"{path}: {(~inside).sum()} spots outside tissue have counts: left out")
-    parts.counts = _finish(adata, counts, spots)[inside].copy()
+    outside = ~inside & _measured(adata)
+    if outside.any():
+        parts.notes.append(f"{path}: {outside.sum()} spots outside tissue have counts: left out")
+    kept = inside & _measured(adata)
+    parts.counts = _finish(adata, counts, spots)[kept].copy()
     return parts
+
+
+def _measured(adata: AnnData) -> npt.NDArray[np.bool_]:
+    """Rows with counts: `write_section` keeps the others as places alone."""
+    if keys.MEASURED not in adata.obs:
+        return np.ones(adata.n_obs, bool)
+    return np.asarray(adata.obs[keys.MEASURED].to_numpy(bool))
 
 
 def places_from_anndata(adata: AnnData, path: Path, platform: str) -> Parts:
@@ -158,6 +167,9 @@ def _add_scale(adata: AnnData, parts: Parts) -> None:
     spots = parts.spots
     assert spots is not None
     parts.scalefactors = _scalefactors(adata)
+    told = _library(adata).get("metadata", {}).get("mpp")
+    if told is not None:
+        parts.scales["uns['spatial'] metadata mpp"] = float(told)
     mpp = scale.array_mpp(spots, scale.VISIUM_PITCH_UM)
     if mpp is not None:
         parts.spot_diameter_um, parts.spot_pitch_um = scale.VISIUM_SPOT_UM, scale.VISIUM_PITCH_UM
@@ -166,12 +178,17 @@ def _add_scale(adata: AnnData, parts: Parts) -> None:
 
 def _scalefactors(adata: AnnData) -> dict[str, float]:
     """Space Ranger's numbers where scanpy keeps them, if there is one library."""
+    factors = _library(adata).get("scalefactors", {})
+    return {str(k): float(v) for k, v in factors.items() if isinstance(v, int | float | np.number)}
+
+
+def _library(adata: AnnData) -> dict[str, Any]:
+    """What scanpy keeps of the slide, if there is one."""
     libraries = adata.uns.get(keys.SPATIAL)
     if not isinstance(libraries, dict) or len(libraries) != 1:
         return {}
     library = next(iter(libraries.values()))
-    factors = library.get("scalefactors", {}) if isinstance(library, dict) else {}
-    return {str(k): float(v) for k, v in factors.items() if isinstance(v, int | float | np.number)}
+    return library if isinstance(library, dict) else {}
 
 
 def save_h5ad(adata: AnnData, path: Path) -> None:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 _METADATA: Final = ("zarr.json", ".zattrs", ".zgroup")
 _RGB: Final = (3, 4)
+# the coordinate system that all elements of a store usually have
+_COMMON: Final = "global"
 
 
 class ZarrSource:
@@ -118,6 +120,9 @@ def _table(data: SpatialData, path: Path, request: Request) -> tuple[str, str, A
             continue
         regions = attrs["region"] if isinstance(attrs["region"], list) else [attrs["region"]]
         found += [(name, region) for region in regions if region in data.shapes]
+    # what deepspace put there is no measurement, unless there is nothing else
+    users = [pair for pair in found if keys.UNS not in data.tables[pair[0]].uns]
+    found = users or found
     if len(found) > 1 and request.section is not None:
         found = [pair for pair in found if request.section in pair[1]] or found
     if len(found) != 1:
@@ -164,18 +169,18 @@ def _levels(data: SpatialData, name: str) -> list[Any]:
 
 def _to_pixels(data: SpatialData, region: str, image: str, path: Path) -> npt.NDArray[np.float64]:
     """3 x 3 matrix from the shapes' own coordinates to pixels of the image."""
-    from spatialdata.transformations import (  # noqa: PLC0415 - an extra
-        get_transformation_between_coordinate_systems,
-    )
+    from spatialdata.transformations import get_transformation  # noqa: PLC0415 - an extra
 
-    try:
-        way = get_transformation_between_coordinate_systems(data, data[region], data[image])
-        matrix = way.to_affine_matrix(input_axes=("x", "y"), output_axes=("x", "y"))
-    except (RuntimeError, ValueError) as error:
+    ways = [get_transformation(data[name], get_all=True) for name in (region, image)]
+    shared = sorted(set(ways[0]) & set(ways[1]), key=lambda name: (name != _COMMON, name))
+    if not shared:
         raise InputError(
-            f"{path}: {region} and {image} share no coordinate system ({error}); align them"
-        ) from error
-    return np.asarray(matrix, np.float64)
+            f"{path}: {region} and {image} share no coordinate system ({region} lies in "
+            f"{clip_list(ways[0])}; {image} in {clip_list(ways[1])}); align them"
+        )
+    axes = ("x", "y")
+    there, back = (way[shared[0]].to_affine_matrix(axes, axes) for way in ways)
+    return np.asarray(np.linalg.inv(back) @ there, np.float64)
 
 
 def _slide(data: SpatialData, name: str, path: Path) -> Slide:

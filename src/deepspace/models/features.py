@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +25,8 @@ FloatArray = NDArray[np.float64]
 LATTICE = 1
 # points that are encoded at once, as crops and from a map
 BLOCK, DENSE_BLOCK = 512, 4096
+# most points that are encoded for several requests at once
+SHARED_POINTS = 65536
 
 
 class FeatureExtractor:
@@ -62,8 +66,7 @@ class FeatureExtractor:
         self._stains: dict[tuple[str, float], StainNormaliser] = {}
         self._bars = True  # one a field of view, unless there is one over all blocks
         self._scales: dict[tuple[str, float], tuple[FloatArray, FloatArray]] = {}
-        # encoded together with others, by slide and the bytes of their coordinates
-        self._fresh: dict[tuple[tuple[str, float], bytes], NDArray[np.float32]] = {}
+        self._shared: dict[tuple[str, float], tuple[dict[bytes, int], FloatArray]] = {}
 
     def over(self, reference_points: int) -> FeatureExtractor:
         """The same features, standardised over so many points at most."""
@@ -86,23 +89,16 @@ class FeatureExtractor:
         """Features at `coords` (points, 2), shape (points, features)."""
         if self.standardise == "none":
             return self.raw(slide, coords)
-        mean, spread = self._section_scale(slide, coords)
-        features = self.raw(slide, coords)
-        self._fresh.clear()
-        return (features - mean) / spread
+        if self._slide_key(slide) not in self._scales and len(coords) <= self._block:
+            self.share(slide, coords)
+        mean, spread = self._section_scale(slide)
+        return (self.raw(slide, coords) - mean) / spread
 
-    def _section_scale(
-        self, slide: Slide, wanted: FloatArray | None = None
-    ) -> tuple[FloatArray, FloatArray]:
-        """Mean and standard deviation of every feature over the slide's reference points.
-
-        Points that are `wanted` next lie in the same windows of a map: they are encoded along.
-        """
+    def _section_scale(self, slide: Slide) -> tuple[FloatArray, FloatArray]:
+        """Mean and standard deviation of every feature over the slide's reference points."""
         key = self._slide_key(slide)
         if key not in self._scales:
-            few = wanted is not None and len(wanted) <= self._block
-            along = wanted if few and self.encoder.maps is not None else None
-            reference = self._raw(slide, self.lattice(slide), along)
+            reference = self.raw(slide, self.lattice(slide))
             spread, size = reference.std(axis=0), np.abs(reference).max(axis=0)
             # a feature that is constant on this slide carries nothing
             spread[spread <= 1e-6 * size] = np.inf
@@ -126,73 +122,107 @@ class FeatureExtractor:
         key = self._slide_key(slide)
         if key in self._known and all(p.tobytes() in self._known[key][0] for p in coords):
             return
-        if self.standardise == "section":
-            self._section_scale(slide, coords)  # which share windows of a map with the points
         features = self.raw(slide, coords)
-        self._fresh.clear()
         # several sections may share a scan
         rows, known = self._known.get(key, ({}, features[:0]))
         more = {point.tobytes(): len(known) + row for row, point in enumerate(coords)}
         self._known[key] = ({**rows, **more}, np.concatenate([known, features]))
 
+    def share(self, slide: Slide, coords: FloatArray) -> None:
+        """Encode points of later requests in one pass over the slide, and keep them in the cache.
+
+        Where features come from a map, its windows are the cost, whoever asks for the points in
+        them: these and the slide's own lattice are encoded together. Later requests for any of
+        them, in this process or another, are answered from there. Without a map or a cache, or
+        with very many points, nothing is done.
+
+        Parameters
+        ----------
+        slide : Slide
+        coords : ndarray, shape (points, 2)
+            What several requests will ask for: spots, places between them.
+        """
+        if self.cache is None or self.encoder.maps is None or len(coords) > SHARED_POINTS:
+            return
+        points = np.unique(np.concatenate([coords, self.lattice(slide)]), axis=0)
+        if self._from_shared(self.cache, slide, points) is not None:
+            return
+        for _ in self._blocks(self.cache, slide, points):
+            pass
+        self.cache.put(self._recipe(slide, None), points)
+        self._shared.pop(self._slide_key(slide), None)
+
+    def _from_shared(
+        self, cache: ArrayCache, slide: Slide, coords: FloatArray
+    ) -> FloatArray | None:
+        """Features of points that `share` encoded; None where one of them is not there."""
+        key = self._slide_key(slide)
+        if key not in self._shared:
+            points = cache.peek(self._recipe(slide, None))
+            if points is None:
+                return None
+            self._shared[key] = ({p.tobytes(): row for row, p in enumerate(points)}, points)
+        rows, points = self._shared[key]
+        wanted = np.array([rows.get(point.tobytes(), -1) for point in coords])
+        if wanted.min(initial=0) < 0:
+            return None
+        features = np.empty((len(coords), self.encoder.n_features))
+        for block in compact_groups(points, self._block):
+            asked = np.flatnonzero(np.isin(wanted, block))
+            if not len(asked):
+                continue
+            stored = cache.peek(self._recipe(slide, points[block]))
+            if stored is None:
+                return None
+            features[asked] = stored[np.searchsorted(block, wanted[asked])]
+        return features
+
     def raw(self, slide: Slide, coords: FloatArray) -> FloatArray:
         """Features as the encoder gives them, shape (points, features)."""
-        return self._raw(slide, coords, None)
-
-    def _raw(self, slide: Slide, coords: FloatArray, along: FloatArray | None) -> FloatArray:
         coords = np.ascontiguousarray(coords, dtype=np.float64)
         rows, features = self._known.get(self._slide_key(slide), ({}, np.empty((0, 0))))
         found = [rows.get(point.tobytes(), -1) for point in coords] if rows else [-1]
         if min(found, default=-1) >= 0:
             return features[found]
         if self.cache is None:
-            return self._made(slide, coords, along).astype(np.float64)
-        blocks = compact_groups(coords, self._block)
-        if len(blocks) < 2:
-            return self._kept(self.cache, slide, coords, along)
-        # every block is kept once it is there: a process that is killed loses one at most
+            return self._encode(slide, coords).astype(np.float64)
+        shared = self._from_shared(self.cache, slide, coords)
+        if shared is not None:
+            return shared
         features = np.empty((len(coords), self.encoder.n_features))
-        with counter(len(coords), f"{self.encoder.name} features") as bar:
-            self._bars = False
+        for block, values in self._blocks(self.cache, slide, coords):
+            features[block] = values
+        return features
+
+    def _blocks(
+        self, cache: ArrayCache, slide: Slide, coords: FloatArray
+    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        """Features block by block, each kept once it is there: a kill loses one at most."""
+        blocks = compact_groups(coords, self._block)
+        many = len(blocks) > 1
+        with counter(len(coords), f"{self.encoder.name} features", shown=many) as bar:
+            self._bars = not many
             for block in blocks:
-                features[block] = self._kept(self.cache, slide, coords[block], None)
+                own = coords[block]
+                yield block, cache.get(self._recipe(slide, own), partial(self._encode, slide, own))
                 bar.update(len(block))
             self._bars = True
-        return features
 
     @property
     def _block(self) -> int:
         """Most points that are encoded at once; those of a map share its windows."""
         return BLOCK if self.encoder.maps is None else DENSE_BLOCK
 
-    def _kept(
-        self, cache: ArrayCache, slide: Slide, coords: FloatArray, along: FloatArray | None
-    ) -> FloatArray:
-        """Features from the cache, or encoded and put there."""
-        recipe = {
+    def _recipe(self, slide: Slide, coords: FloatArray | None) -> dict[str, Any]:
+        """What features at points depend on; without points, the list of those that are shared."""
+        return {
             "slide": self._slide_key(slide),
             "encoder": self.encoder.key(),
             "device": self.encoder.device,  # features differ in the last digits
             "stain_normalisation": self.stain_normalisation,
             "versions": [READING, LATTICE],
-            "coords": coords,
+            "coords": "shared" if coords is None else coords,
         }
-        stored = cache.get(recipe, lambda: self._made(slide, coords, along))
-        return np.asarray(stored, dtype=np.float64)
-
-    def _made(
-        self, slide: Slide, coords: FloatArray, along: FloatArray | None
-    ) -> NDArray[np.float32]:
-        """Encode `coords`, unless that was done with others; keep what is encoded along."""
-        fresh = self._fresh.pop((self._slide_key(slide), coords.tobytes()), None)
-        if fresh is not None:
-            return fresh
-        if along is None:
-            return self._encode(slide, coords)
-        wanted = np.ascontiguousarray(along, dtype=np.float64)
-        both = self._encode(slide, np.concatenate([coords, wanted]))
-        self._fresh[self._slide_key(slide), wanted.tobytes()] = both[len(coords) :]
-        return both[: len(coords)]
 
     @staticmethod
     def _slide_key(slide: Slide) -> tuple[str, float]:

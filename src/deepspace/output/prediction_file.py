@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -24,6 +25,8 @@ Matrix = NDArray[np.float32]
 X: Final = "X"
 # where the values of a kind lie
 KINDS: Final = {"mean": X, "sd": keys.SD, "measured": keys.MEASURED}
+# where a run notes the sheet that it read
+SUMMARIES: Final = ("summary.json", "cohort.json")
 # values that are held in memory at a time
 BLOCK_BYTES: Final = 1 << 27
 
@@ -66,7 +69,7 @@ class PredictionFile:
             ((self.section, self.library),) = self.uns[keys.SPATIAL].items()
         except (OSError, KeyError, ValueError, TypeError) as error:
             raise InputError(
-                f"{path}: cannot be exported, it is no prediction of deepspace or is damaged "
+                f"{path}: cannot be used, it is no prediction of deepspace or is damaged "
                 f"({error}); make it again with predict or complete"
             ) from error
 
@@ -146,9 +149,13 @@ class PredictionFile:
             )
         return [place[gene] for gene in dict.fromkeys(genes)]
 
+    def stored(self, layer: str) -> Any:
+        """Matrix of a layer as it lies in the file: a data set, or the group of a sparse one."""
+        return self._group[X if layer == X else f"layers/{layer}"]
+
     def read(self, layer: str, columns: Sequence[int], rows: slice = slice(None)) -> Matrix:
         """Values of some columns, (points, columns)."""
-        stored = self._group[X if layer == X else f"layers/{layer}"]
+        stored = self.stored(layer)
         if not hasattr(stored, "shape"):  # sparse
             return np.asarray(sparse.csc_matrix(read_elem(stored))[rows][:, columns].toarray())
         # fancy selection of HDF5 is slow: what lies between is read too and left out
@@ -188,6 +195,16 @@ class PredictionFile:
             uns=self.uns,
         )
         return table if kind != "measured" else only_measured(table)
+
+
+def noted_sheet(folder: Path) -> Path | None:
+    """Cohort sheet that the run which wrote a folder noted there, if it is still in its place."""
+    for name in SUMMARIES:
+        if (folder / name).is_file():
+            noted = json.loads((folder / name).read_text(encoding="utf-8")).get("sheet")
+            if isinstance(noted, str) and (folder / noted).exists():
+                return folder / noted
+    return None
 
 
 def only_measured(table: AnnData) -> AnnData:

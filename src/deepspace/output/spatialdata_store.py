@@ -94,20 +94,11 @@ def to_spatialdata(
         If SpatialData is not installed.
     """
     spatialdata = require_spatialdata()
-    from spatialdata.models import ShapesModel  # noqa: PLC0415
-    from spatialdata.transformations import Identity  # noqa: PLC0415
-
     ((section, library),) = adata.uns[keys.SPATIAL].items()
     systems = (section, _SYSTEM)
     element = element_name(section if name is None else name)
     prefix = "" if name is None else f"{element}_"
-    circles = ShapesModel.parse(
-        adata.obsm[keys.SPATIAL],
-        geometry=0,
-        radius=library["scalefactors"]["spot_diameter_fullres"] / 2,
-        index=adata.obs_names.to_numpy(dtype=object),
-        transformations={s: Identity() for s in systems},
-    )
+    circles = _circles(adata, library, systems)
     points = f"{element}_points"
     tables = {f"{prefix}{PREDICTION}": _table(adata, points)}
     if keys.MEASURED in adata.layers and adata.obs[keys.MEASURED].to_numpy(bool).any():
@@ -117,6 +108,45 @@ def to_spatialdata(
     )
     return spatialdata.SpatialData(
         images={f"{element}_image": image}, shapes={points: circles}, tables=tables
+    )
+
+
+def section_store(adata: AnnData, slide: Slide) -> Any:
+    """SpatialData of a section's counts and its slide.
+
+    Parameters
+    ----------
+    adata : AnnData
+        From `deepspace.output.section.section_to_anndata`.
+    slide : Slide
+        Read block by block when the store is written.
+
+    Returns
+    -------
+    SpatialData
+        Image ``{section}_image``, circles ``{section}_spots``, table ``counts``.
+    """
+    spatialdata = require_spatialdata()
+    ((section, library),) = adata.uns[keys.SPATIAL].items()
+    systems, element = (section, _SYSTEM), element_name(section)
+    spots = f"{element}_spots"
+    return spatialdata.SpatialData(
+        images={f"{element}_image": _pyramid(slide, None, systems)},
+        shapes={spots: _circles(adata, library, systems)},
+        tables={"counts": _table(adata, spots)},
+    )
+
+
+def _circles(adata: AnnData, library: dict[str, Any], systems: tuple[str, ...]) -> Any:
+    from spatialdata.models import ShapesModel  # noqa: PLC0415
+    from spatialdata.transformations import Identity  # noqa: PLC0415
+
+    return ShapesModel.parse(
+        adata.obsm[keys.SPATIAL],
+        geometry=0,
+        radius=library["scalefactors"]["spot_diameter_fullres"] / 2,
+        index=adata.obs_names.to_numpy(dtype=object),
+        transformations={s: Identity() for s in systems},
     )
 
 

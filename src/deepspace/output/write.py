@@ -113,7 +113,7 @@ def prediction_anndata(
         obsm={keys.SPATIAL: np.asarray(coords, np.float64).reshape(len(table), 2)},
         uns={
             keys.UNS: {PROVENANCE: record},
-            keys.SPATIAL: {section.section: _library(section, spot_diameter_px)},
+            keys.SPATIAL: {section.section: make_library(section, spot_diameter_px)},
         },
     )
 
@@ -133,7 +133,7 @@ def _check_columns(table: pd.DataFrame, names: tuple[str, ...], where: str) -> N
         raise ValueError(f"{where} has no column {', '.join(missing)}")
 
 
-def _library(section: Section, spot_diameter_px: float) -> dict[str, Any]:
+def make_library(section: Section, spot_diameter_px: float) -> dict[str, Any]:
     """Entry of ``uns['spatial']`` as Space Ranger's readers make it."""
     slide = section.slide
     hires, hires_downsample = slide.thumbnail(HIRES_PX)

@@ -8,7 +8,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
-import h5py
 import numpy as np
 import pandas as pd
 from anndata import AnnData
@@ -17,9 +16,9 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from deepspace.core import keys
-from deepspace.core.errors import InputError
 from deepspace.core.progress import log, track
 from deepspace.data.transforms import log1p_cp10k, total_counts
+from deepspace.output.prediction_file import PredictionFile
 
 Column = NDArray[np.float32]
 
@@ -28,7 +27,6 @@ MOST_BYTES = 1 << 26
 # columns that a hover or another layer asks for again
 KEPT = 32
 BAND_BYTES = 1 << 27
-X = "X"
 
 
 class Values(Protocol):
@@ -54,8 +52,8 @@ class Values(Protocol):
         ...
 
 
-class PredictionFile:
-    """A prediction on disk, of which single columns are read.
+class ShownPrediction(PredictionFile):
+    """A prediction on disk, of which single columns are asked for again and again.
 
     Parameters
     ----------
@@ -69,33 +67,19 @@ class PredictionFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        super().__init__(path)
         self._lock = threading.Lock()
         self._turned: dict[str, NDArray[np.float32]] = {}
         self.column = lru_cache(KEPT)(self._column)
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
-        try:
-            self._group = _open(path)
-            self.obs: pd.DataFrame = read_elem(self._group["obs"])
-            self.var: pd.DataFrame = read_elem(self._group["var"])
-            self.coords = np.asarray(read_elem(self._group["obsm"][keys.SPATIAL]), np.float64)
-            self.uns: dict[str, Any] = read_elem(self._group["uns"])
-            self.layers = (X, *(str(name) for name in self._group["layers"]))
-            self.uns[keys.UNS], self._group[X]
-        except (OSError, KeyError, ValueError, TypeError) as error:
-            raise InputError(
-                f"{path}: cannot be shown, it is no prediction of deepspace or is damaged "
-                f"({error}); make it again with predict or complete"
-            ) from error
 
     def forget_pictures(self) -> None:
         """Let go of the copies of the slide."""
-        for library in self.uns[keys.SPATIAL].values():
-            library.pop("images", None)
+        self.library.pop("images", None)
 
     def _column(self, layer: str, gene: int) -> Column:
         """See `Values`."""
-        stored = self._group[X if layer == X else f"layers/{layer}"]
+        stored = self.stored(layer)
         with self._lock:
             if layer not in self._turned and (
                 not hasattr(stored, "shape") or _cost(stored) > MOST_BYTES
@@ -146,14 +130,6 @@ class Measured:
         del layer  # there is one
         own = np.asarray(self._counts[:, [gene]].toarray(), np.float64)
         return log1p_cp10k(own, self._depth)[:, 0].astype(np.float32)
-
-
-def _open(path: Path) -> Any:
-    if path.suffix == ".zarr":
-        import zarr  # noqa: PLC0415
-
-        return zarr.open_group(path, mode="r")["tables/prediction"]
-    return h5py.File(path, "r")
 
 
 def _cost(stored: Any) -> int:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from deepspace.core import keys
 from deepspace.core.metrics import NORMAL_90
-from deepspace.viewer.columns import X
+from deepspace.output.prediction_file import X
 from deepspace.viewer.project import PREDICTED, PointSet, Project, ViewSection
 
 NEAREST = 6

@@ -21,15 +21,16 @@ from deepspace.io.section import Section
 from deepspace.io.sheet import read_sheet
 from deepspace.io.slide import open_slide
 from deepspace.output.maps import robust_limits
+from deepspace.output.prediction_file import X, noted_sheet
 from deepspace.registration.stack import Place, Stack
-from deepspace.viewer.columns import Column, Measured, PredictionFile, Values, X
+from deepspace.viewer.columns import Column, Measured, ShownPrediction, Values
+from deepspace.viewer.registered import lay_over
 from deepspace.viewer.tiles import TileSource
 
 SPOTS = "spots"
 PREDICTED, BOTH = "predicted", "both"
 # a spot whose size nobody knows is drawn as large as Visium's
 USUAL_SPOT_UM = 55.0
-SUMMARIES = ("summary.json", "cohort.json")
 
 
 def opaque() -> str:
@@ -251,7 +252,7 @@ def open_project(
     sheet : Path or str, optional
         Cohort sheet with the slides; a folder of ``complete`` knows its own.
     ihc : mapping of str to Path, optional
-        Stained neighbour of a section, by the section's name; shown beside it.
+        Stained neighbour of a section, by the section's name; shown as it lies on it.
 
     Raises
     ------
@@ -264,11 +265,11 @@ def open_project(
     files, folder = _predictions(path)
     if not files and sheet is None:
         sheet = path
-    found = sheet if sheet is not None else _sheet_of(folder)
+    found = sheet if sheet is not None else noted_sheet(folder)
     known = {s.section: s for s in read_sheet(found)} if found is not None else {}
-    by_section: dict[str, list[PredictionFile]] = {name: [] for name in known}
+    by_section: dict[str, list[ShownPrediction]] = {name: [] for name in known}
     for one in files:
-        by_section.setdefault(_section_of(one), []).append(one)
+        by_section.setdefault(one.section, []).append(one)
     sections = [
         _section(name, known.get(name), predictions) for name, predictions in by_section.items()
     ]
@@ -282,7 +283,7 @@ def open_project(
     return project
 
 
-def _predictions(path: Path) -> tuple[list[PredictionFile], Path]:
+def _predictions(path: Path) -> tuple[list[ShownPrediction], Path]:
     """Predictions under a path, and the folder that their run wrote."""
     if path.suffix in (".h5ad", ".zarr"):
         return [one for one in (_opened(path),) if one is not None], path.parent
@@ -297,27 +298,13 @@ def _predictions(path: Path) -> tuple[list[PredictionFile], Path]:
     return [], path
 
 
-def _opened(path: Path) -> PredictionFile | None:
+def _opened(path: Path) -> ShownPrediction | None:
     """A prediction, or None where the file is something else."""
     try:
-        return PredictionFile(path)
+        return ShownPrediction(path)
     except InputError as error:
         log.debug("%s", error)
         return None
-
-
-def _section_of(file: PredictionFile) -> str:
-    return str(next(iter(file.uns[keys.SPATIAL])))
-
-
-def _sheet_of(folder: Path) -> Path | None:
-    """Cohort sheet that a run noted, if it is still there."""
-    for name in SUMMARIES:
-        if (folder / name).exists():
-            noted = json.loads((folder / name).read_text(encoding="utf-8")).get("sheet")
-            if isinstance(noted, str) and (folder / noted).exists():
-                return folder / noted
-    return None
 
 
 def _stack_of(folder: Path) -> Stack | None:
@@ -329,7 +316,7 @@ def _stack_of(folder: Path) -> Stack | None:
     return Stack.restore(json.loads(saved.read_text(encoding="utf-8")), arrays)
 
 
-def _section(name: str, section: Section | None, files: Sequence[PredictionFile]) -> ViewSection:
+def _section(name: str, section: Section | None, files: Sequence[ShownPrediction]) -> ViewSection:
     if section is None:
         tiles, measured = _copy_of_slide(files[0]), None
         log.info("%s: its slide is not known, the copy in the file is shown; give --sheet", name)
@@ -364,18 +351,16 @@ def _reliable(sets: list[PointSet], measured: Measured | None) -> NDArray[np.boo
     return good
 
 
-def _copy_of_slide(file: PredictionFile) -> TileSource:
+def _copy_of_slide(file: ShownPrediction) -> TileSource:
     """Picture inside a prediction, as large as the slide that its points lie on."""
-    library = next(iter(file.uns[keys.SPATIAL].values()))
-    scale = float(library["scalefactors"]["tissue_hires_scalef"])
-    mpp = library.get("metadata", {}).get("mpp")
-    image = np.asarray(library["images"]["hires"])
+    scale = float(file.library["scalefactors"]["tissue_hires_scalef"])
+    mpp = file.library.get("metadata", {}).get("mpp")
+    image = np.asarray(file.library["images"]["hires"])
     copy = slide_from_array(image, float(mpp or 1.0) / scale, file.path, "the prediction")
     return TileSource(copy, 1.0 / scale)
 
 
-def _point_set(file: PredictionFile, measured: Measured | None) -> PointSet:
-    library = next(iter(file.uns[keys.SPATIAL].values()))
+def _point_set(file: ShownPrediction, measured: Measured | None) -> PointSet:
     record = json.loads(file.uns[keys.UNS]["provenance"])
     rows = None
     kind = str(record.get("target", "expression"))
@@ -388,7 +373,7 @@ def _point_set(file: PredictionFile, measured: Measured | None) -> PointSet:
     return PointSet(
         name=str(record.get("at", SPOTS)).replace(":", ""),
         values=file,
-        diameter_px=float(library["scalefactors"]["spot_diameter_fullres"]),
+        diameter_px=file.diameter_px,
         kind=kind,
         measurements=measured,
         measured=rows,
@@ -403,6 +388,7 @@ def _add_ihc(sections: list[ViewSection], ihc: Mapping[str, Path | str]) -> None
             problems.add(f"{name}={path}: no such section; there are {', '.join(by_name)}")
             continue
         with problems.collect():
-            image = ViewImage(Path(path).stem, TileSource(open_slide(path)))
-            by_name[name].others.append(image)
+            tiles, fits = lay_over(name, open_slide(path), by_name[name].image.tiles)
+            text = Path(path).stem if fits else f"{Path(path).stem} (not registered)"
+            by_name[name].others.append(ViewImage(text, tiles))
     problems.raise_if_any()

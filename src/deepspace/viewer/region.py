@@ -15,7 +15,7 @@ from deepspace.core.errors import InputError
 from deepspace.data.genesets import gene_sets, match_sets
 from deepspace.data.modules import expected_sd, module_scores
 from deepspace.io.geojson import Region
-from deepspace.viewer.columns import X
+from deepspace.output.prediction_file import X
 from deepspace.viewer.project import PointSet, ViewSection
 
 Sides = tuple[NDArray[np.bool_], NDArray[np.bool_]]

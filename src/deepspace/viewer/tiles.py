@@ -17,7 +17,8 @@ TILE = 256
 QUALITY = 85
 # some 100 MB of tiles
 KEPT = 4096
-# below the pyramid, tiles come from one picture of the whole slide of this size
+# below the pyramid, tiles come from one picture of the whole slide: its coarsest level, or of this
+# size at most
 OVERVIEW_PX = 4096
 
 
@@ -96,7 +97,9 @@ class TileSource:
             return self.slide.resample(corner, size, out)
         with self._lock:
             if self._overview is None:
-                self._overview = self.slide.thumbnail(OVERVIEW_PX)
+                coarsest = max(level.downsample for level in self.slide.levels)
+                stored = max(1, int(max(self.slide.width, self.slide.height) / coarsest))
+                self._overview = self.slide.thumbnail(min(stored, OVERVIEW_PX))
             image, downsample = self._overview
         if scale < downsample:
             return self.slide.resample(corner, size, out)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +22,7 @@ from deepspace.io.sheet import read_sheet
 from deepspace.io.slide import Slide, open_slide
 from deepspace.io.text import read_text
 from deepspace.output.ometiff import Grid, make_grid, write_ome_tiff
-from deepspace.output.prediction_file import BLOCK_BYTES, PredictionFile
+from deepspace.output.prediction_file import BLOCK_BYTES, PredictionFile, noted_sheet
 from deepspace.output.qupath import Threshold, areas_geojson, write_geojson
 from deepspace.output.spatialdata_store import (
     require_spatialdata,
@@ -213,24 +212,14 @@ def _slide(file: PredictionFile, given: Path | None) -> Slide | None:
     """Slide that the user gave, or that the sheet of a run names."""
     if given is not None and given.suffix.lower() not in (".csv", ".tsv"):
         return open_slide(given)
-    sheet = given if given is not None else _sheet_of(file.path.absolute())
+    here = file.path.absolute().parent
+    sheet = given or noted_sheet(here) or noted_sheet(here.parent)
     if sheet is None:
         return None
     found = {s.section: s.slide for s in read_sheet(sheet)}
     if file.section not in found:
         raise InputError(f"{sheet}: has no section {file.section}; give its slide by --slide")
     return found[file.section]
-
-
-def _sheet_of(path: Path) -> Path | None:
-    """Cohort sheet that the run which wrote the prediction noted, if it is still there."""
-    for folder in (path.parent, path.parent.parent):
-        for name in ("summary.json", "cohort.json"):
-            if (folder / name).is_file():
-                noted = json.loads((folder / name).read_text(encoding="utf-8")).get("sheet")
-                if isinstance(noted, str) and (folder / noted).exists():
-                    return folder / noted
-    return None
 
 
 def _ome_tiff(job: _Job) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from deepspace.models.features import FeatureExtractor
 from deepspace.models.novelty import FALSE_ALARMS, LEAST_TILES, Held, Novelty, evenly
 from deepspace.models.registry import Workbench
 from deepspace.models.watch import Watch, watching
+from deepspace.workflows.points import share_ahead
 
 FloatArray = NDArray[np.float64]
 Strings = NDArray[np.str_]
@@ -110,6 +111,7 @@ def fit_novelty(sections: Sequence[Section], bench: Workbench) -> Watch:
     own = extractor is bench.extractor(bench.config.encoder)
     usable = [s for s in sections if len(s.coords) >= LEAST_TILES] or list(sections)
     tiles, lattices, measures = [], [], []
+    share_ahead(extractor, usable)
     for section in usable:
         rows = evenly(len(section.coords), MOST_TILES)
         # features that the model itself takes are known for all spots, as one array

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,8 +15,12 @@ from deepspace.core.errors import InputError
 from deepspace.data.coords import between_spots, grid
 from deepspace.data.tissue import TissueMask, tissue_mask
 from deepspace.io.section import Section
+from deepspace.models.features import FeatureExtractor
 
 FloatArray = NDArray[np.float64]
+
+# of the cache, for features that may never be asked for
+SHARE_OF_CACHE = 0.25
 
 
 @dataclass(frozen=True)
@@ -37,17 +42,12 @@ def points_at(section: Section, at: str) -> Points:
     if grid_stride(at):
         tissue = tissue_mask(section.slide)
         return _lattice(section, grid(section.slide, tissue, grid_stride(at)), tissue, "grid")
-    spots = section.spots
-    if spots is None and section.counts is not None:
-        # those that were measured are all that is known
-        spots = pd.DataFrame(section.coords, section.counts.obs_names, ["x", "y"])
-        spots[keys.IN_TISSUE] = True
+    spots = _spots(section)
     if spots is None:
         raise InputError(
             f"section {section.section}: has no spots, so --at {at} is not possible; use "
             "--at grid:100, or give a spots file in the sheet"
         )
-    spots = spots[spots[keys.IN_TISSUE].to_numpy(dtype=bool)]
     coords = spots[["x", "y"]].to_numpy(dtype=np.float64)
     if at == "between":
         return _lattice(section, between_spots(coords), tissue_mask(section.slide), "between")
@@ -56,6 +56,32 @@ def points_at(section: Section, at: str) -> Points:
         {keys.MEASURED: spots.index.isin(measured), keys.IN_TISSUE: True}, index=spots.index
     )
     return Points(coords, obs)
+
+
+def _points_ahead(section: Section) -> FloatArray:
+    """Where features of a measured section will be wanted, now or later: spots and between."""
+    spots = _spots(section)
+    coords = section.coords if spots is None else spots[["x", "y"]].to_numpy(dtype=np.float64)
+    return np.concatenate([section.coords, coords, between_spots(coords)])
+
+
+def share_ahead(extractor: FeatureExtractor, sections: Sequence[Section]) -> None:
+    """Encode what `predict` may ask for later along with the spots, if the cache has room."""
+    ahead = [_points_ahead(section) for section in sections]
+    size = 4 * extractor.encoder.n_features * sum(map(len, ahead))
+    if extractor.cache is not None and size <= extractor.cache.max_bytes * SHARE_OF_CACHE:
+        for section, coords in zip(sections, ahead, strict=True):
+            extractor.share(section.slide, coords)
+
+
+def _spots(section: Section) -> pd.DataFrame | None:
+    """Spots in tissue, as the section lists them or as they were measured."""
+    spots = section.spots
+    if spots is None and section.counts is not None:
+        # those that were measured are all that is known
+        spots = pd.DataFrame(section.coords, section.counts.obs_names, ["x", "y"])
+        spots[keys.IN_TISSUE] = True
+    return None if spots is None else spots[spots[keys.IN_TISSUE].to_numpy(dtype=bool)]
 
 
 def grid_stride(at: str) -> float:

@@ -37,6 +37,7 @@ from deepspace.workflows.expression_scoring import (
     score_table,
     summarise_expression,
 )
+from deepspace.workflows.points import share_ahead
 
 FloatArray = NDArray[np.float64]
 Builder = Callable[[], Predictor]
@@ -201,8 +202,10 @@ def resolved_split(sections: Sequence[Section], config: Config) -> str:
 def remember(sections: Sequence[Section], benches: Sequence[Workbench]) -> None:
     """Encode every spot once, so that folds only pick rows."""
     for bench in benches:
+        extractor = bench.extractor(bench.config.encoder)
+        share_ahead(extractor, sections)
         for section in sections:
-            bench.extractor(bench.config.encoder).remember(section.slide, section.coords)
+            extractor.remember(section.slide, section.coords)
             bench.colour.remember(section.slide, section.coords)
 
 
