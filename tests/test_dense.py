@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,8 @@ from deepspace.models.network import IMAGENET, NetworkFeatures, Reading, stained
 from deepspace.models.network_maps import NetworkMaps, receptive_field
 from deepspace.models.registry import MODELS, Workbench
 from deepspace.models.texture_maps import ColourMaps, TextureMaps
+from deepspace.workflows.points import points_at, share_ahead
+from make_sections import lattice, make_section
 
 SIDE = 500
 POINTS = np.array([[250.0, 250.0], [130.3, 200.7], [64.0, 128.0], [3.0, 490.0], [260.0, 251.0]])
@@ -266,6 +269,25 @@ def test_extractors_standardise_and_remember(slide: Slide, tmp_path: Path) -> No
     assert np.abs(first[[0, 1, 2, 4]]).max() < 10
 
 
+def test_a_feature_that_varies_by_rounding_counts_for_nothing(
+    slide: Slide, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A channel that is silent on the reference points, and active somewhere else."""
+    extractor = FeatureExtractor(load_encoder("stain", fov_um=(64,), size_px=64))
+    rng = np.random.default_rng(0)
+    table = rng.normal(size=(20, 4)) * [1.0, 30.0, 0.005, 1e-15]
+    table[:, 2] += 5.0
+    monkeypatch.setattr(extractor, "lattice", lambda slide: np.zeros((20, 2)))
+    monkeypatch.setattr(extractor, "raw", lambda slide, coords: table[: len(coords)])
+    _, spread = extractor._section_scale(slide)
+    assert np.isfinite(spread).tolist() == [True, True, True, False]
+    # alone, it is told by its own size
+    table[:, :3] = 1.0
+    extractor._scales.clear()
+    _, spread = extractor._section_scale(slide)
+    assert np.isfinite(spread).tolist() == [False, False, False, True]
+
+
 def test_the_lattice_and_the_points_share_one_pass(
     slide: Slide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -289,6 +311,10 @@ def test_the_lattice_and_the_points_share_one_pass(
     assert not asked
     alone = FeatureExtractor(encoder, reference_points=20)(slide, later[::-1])
     assert found.tobytes() == alone.tobytes()
+    other.over(20)(slide, POINTS + 3.0)  # other points of the slide
+    asked.clear()
+    other.over(20)(slide, later)
+    assert not asked
 
 
 def test_shared_points_that_the_cache_lost_are_encoded_again(slide: Slide, tmp_path: Path) -> None:
@@ -299,6 +325,30 @@ def test_shared_points_that_the_cache_lost_are_encoded_again(slide: Slide, tmp_p
     biggest.unlink()
     again = FeatureExtractor(encoder, cache=cache, reference_points=20)(slide, POINTS)
     assert again.tobytes() == first.tobytes()
+
+
+def test_a_cache_that_keeps_nothing_costs_one_block(slide: Slide, tmp_path: Path) -> None:
+    encoder = load_encoder("colour", fov_um=(64,), size_px=64, sampling="dense")
+    cache = ArrayCache(tmp_path / "cache", max_bytes=0)
+    found = FeatureExtractor(encoder, cache=cache, reference_points=20)(slide, POINTS)
+    alone = FeatureExtractor(encoder, reference_points=20)(slide, POINTS)
+    assert found.tobytes() == alone.tobytes()
+
+
+def test_sections_of_one_scan_share_one_list(tmp_path: Path) -> None:
+    """What was encoded for one is still there after the other."""
+    coords = lattice(4, pitch=40.0, start=60.0)
+    one = make_section(tmp_path, "S1", np.ones((16, 2)), coords, mpp=0.5)
+    other = replace(
+        make_section(tmp_path, "S2", np.ones((16, 2)), coords + 11.0, mpp=0.5), slide=one.slide
+    )
+    encoder = load_encoder("colour", fov_um=(32,), size_px=32, sampling="dense")
+    extractor = FeatureExtractor(encoder, cache=ArrayCache(tmp_path / "c"), reference_points=20)
+    share_ahead(extractor, [one, other])
+    for section in (one, other):
+        between = points_at(section, "between").coords
+        for wanted in (section.coords, between):
+            assert extractor._from_shared(extractor.cache, section.slide, wanted) is not None
 
 
 def test_the_configuration_reaches_the_extractor() -> None:

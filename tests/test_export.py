@@ -279,3 +279,25 @@ def test_command(saved: tuple[Path, AnnData], tmp_path: Path) -> None:
     holds("export", json.loads(found.stdout))
     assert json.loads(found.stdout)["areas"] == ["A >= 0.5", "C >= 0.5"]
     assert {region.name for region in read_regions(out)} == {"A >= 0.5", "C >= 0.5"}
+
+
+def test_what_was_exported_is_not_taken_for_a_prediction(
+    saved: tuple[Path, AnnData], tmp_path: Path
+) -> None:
+    """X of such a table holds an sd or a measurement; and a user's table may hold our uns."""
+    export(saved[0], to="anndata", out=tmp_path / "sd.h5ad", settings=ExportSettings(values="sd"))
+    table = anndata.read_h5ad(tmp_path / "sd.h5ad")
+    np.testing.assert_array_equal(table.layers["mean"], saved[1].X)
+    users = AnnData(np.ones((2, 2)), obsm={"spatial": np.ones((2, 2))}, uns=saved[1].uns)
+    users.write_h5ad(tmp_path / "mine.h5ad")
+    for name in ("sd.h5ad", "mine.h5ad"):
+        with pytest.raises(InputError, match="no prediction of deepspace"):
+            PredictionFile(tmp_path / name)
+
+
+def test_another_programs_summary_is_left_alone(
+    saved: tuple[Path, AnnData], tmp_path: Path
+) -> None:
+    for text in ("[1, 2]", "{broken", '{"sheet": 3}'):
+        (tmp_path / "summary.json").write_text(text)
+        export(saved[0], to="anndata", out=tmp_path / f"{len(text)}.h5ad")

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 def evaluated(sheet: Path, out: Path, *options: object) -> dict[str, dict[str, float]]:
     config = out.with_suffix(".toml")
     # what surrounds the scores is tested on the simulated block
-    config.write_text('[evaluate]\nmoves = 2\nleak_gap = "none"\n')
+    config.write_text('[evaluate]\nmoves = 0\nleak_gap = "none"\n')
     fixed = ["--out", out, "--genes", "expressed:1000", "--config", config]
     code, _, _ = call("evaluate", sheet, *fixed, *options)
     assert code == 0

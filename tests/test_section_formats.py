@@ -79,6 +79,7 @@ def same(found: Section, section: Section) -> None:
     np.testing.assert_array_equal(found.counts.X.toarray(), section.counts.X.toarray())
     np.testing.assert_array_equal(found.coords, section.coords)
     assert found.slide.mpp == pytest.approx(section.slide.mpp)
+    assert found.spot_diameter_um == section.spot_diameter_um
     assert ("cluster" in found.counts.obs) == ("cluster" in section.counts.obs)
     if "cluster" in section.counts.obs:
         assert list(found.counts.obs["cluster"]) == list(section.counts.obs["cluster"])
@@ -119,6 +120,22 @@ def test_scanpy_and_squidpy_take_it(picture: Path, drawn: dict[str, object]) -> 
     squidpy.gr.spatial_neighbors(adata, coord_type="generic", n_neighs=1)
     squidpy.gr.spatial_autocorr(adata, mode="moran", genes=["G0"], n_perms=None)
     assert "moranI" in adata.uns
+
+
+@pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
+@pytest.mark.filterwarnings("ignore")
+def test_an_unmeasured_section_comes_back_unmeasured(
+    picture: Path, tmp_path: Path, suffix: str
+) -> None:
+    spots = pd.DataFrame(
+        {"x": [9.0, 50.0], "y": [9.0, 80.0], "in_tissue": [True, False]}, index=["a", "b"]
+    )
+    slide = open_slide(picture).with_mpp(0.5, "test")
+    write_section(Section("S1", "P", slide, "visium", spots=spots), tmp_path / f"s{suffix}")
+    given = {"image": picture} if suffix == ".h5ad" else {}
+    found = read_section(tmp_path / f"s{suffix}", **given)
+    assert not found.measured
+    pd.testing.assert_frame_equal(found.spots, spots, check_names=False, check_like=True)
 
 
 def test_what_cannot_be_written_is_told(picture: Path, tmp_path: Path) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import h5py
@@ -22,10 +24,10 @@ from deepspace.io.memory import slide_from_array
 from deepspace.io.sheet import read_sheet
 from deepspace.registration.transform import Transform
 from deepspace.simulate import Block, BlockConfig, simulate_block
-from deepspace.viewer import columns
+from deepspace.viewer import columns, region
 from deepspace.viewer.app import make_app
 from deepspace.viewer.columns import ShownPrediction
-from deepspace.viewer.project import Project, open_project
+from deepspace.viewer.project import PointSet, Project, open_project
 from deepspace.viewer.registered import RegisteredTiles
 from deepspace.viewer.tiles import TILE, TileSource
 from make_completed import write_completed
@@ -297,3 +299,42 @@ def test_ihc_is_registered_or_said_not_to_be(
     assert np.corrcoef(there.ravel(), here.ravel())[0, 1] > 0.9
     (other,) = open_project(folder, ihc={"S1": tmp_path / "white.tif"}).sections[0].others
     assert other.name == "white (not registered)"
+
+
+def test_of_many_measured_genes_those_with_most_counts_are_compared(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = open_project(folder, sheet=folder.parent / "block" / "sheet.csv")
+    section = next(s for s in shown.sections if s.spots is not None)
+    assert section.spots is not None
+    one = PointSet("measured", section.spots, 10.0, "expression", None, None)
+    monkeypatch.setattr(region, "MOST_GENES", 3)
+    totals = section.spots.var["total_counts"]
+    assert region._compared(one) == list(totals.sort_values(ascending=False).index[:3])
+
+
+def test_one_file_of_a_run_finds_the_run(folder: Path) -> None:
+    whole, one = open_project(folder), open_project(folder / "sections" / "S1-spots.h5ad")
+    assert one.stack is not None
+    assert [s.name for s in one.sections] == [s.name for s in whole.sections]
+
+
+def test_a_damaged_prediction_is_named(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(folder / "sections", tmp_path / "sections")
+    (tmp_path / "sections" / "S3-spots.h5ad").write_bytes(b"half")
+    with caplog.at_level("INFO", logger="deepspace"):
+        open_project(tmp_path)
+    assert "left out" in caplog.text
+    assert "S3-spots.h5ad" in caplog.text
+
+
+def test_a_disk_too_small_for_a_turned_table_is_told(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(columns, "MOST_BYTES", 0)
+    file = ShownPrediction(folder / "sections" / "S1-spots.h5ad")
+    monkeypatch.setattr(columns.shutil, "disk_usage", lambda path: SimpleNamespace(free=10))
+    with pytest.raises(InputError, match="TMPDIR"):
+        file.column("X", 0)

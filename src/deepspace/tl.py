@@ -19,7 +19,7 @@ from deepspace.core.errors import InputError
 from deepspace.io.section import read_section
 from deepspace.io.slide import Slide
 from deepspace.model import Model
-from deepspace.output.spatialdata_store import to_spatialdata
+from deepspace.output.spatialdata_store import PREDICTION, element_name, to_spatialdata
 from deepspace.output.write import PROVENANCE
 from deepspace.workflows.annotate import AnnotateSettings, annotate
 from deepspace.workflows.predict import PredictOptions
@@ -142,17 +142,25 @@ def predict_spatialdata(
             "the object lies in no store, from which its image could be read; write it first, "
             "sdata.write('name.zarr')"
         )
+    element = element_name(key_added)
+    taken = [
+        name
+        for suffix in ("points", PREDICTION, keys.MEASURED)
+        if (name := f"{element}_{suffix}") in sdata
+    ]
+    if taken:
+        raise InputError(f"the object already holds {', '.join(taken)}; choose another key_added")
     read = read_section(sdata.path, mpp=mpp, section=section)
+    image = read.slide.path.parent.name
+    if image not in sdata.images:
+        raise InputError(f"the object lacks the image {image} of its store; read it anew")
     loaded = model if isinstance(model, Model) else Model.load(model)
     found = loaded.predict(read, at=at, options=options)
     made = to_spatialdata(found, name=key_added)
     new = {name: element for kind, name, element in made.gen_elements() if kind != "images"}
-    taken = [name for name in new if name in sdata]
-    if taken:
-        raise InputError(f"the object already holds {', '.join(taken)}; choose another key_added")
-    image = sdata.images[read.slide.path.parent.name]
+    places = get_transformation(sdata.images[image], get_all=True)
     for name in made.shapes:
-        set_transformation(new[name], get_transformation(image, get_all=True), set_all=True)
+        set_transformation(new[name], places, set_all=True)
     old = {name: element for _, name, element in sdata.gen_elements()}
     target = Store.init_from_elements(old, attrs=sdata.attrs) if copy else sdata
     for name, element in new.items():

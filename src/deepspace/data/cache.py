@@ -88,6 +88,10 @@ class ArrayCache:
             self._store(path, array)
         return array
 
+    def has(self, recipe: Mapping[str, Any]) -> bool:
+        """Whether there is an array of `recipe`; it may be damaged."""
+        return self._path(content_key(recipe)).exists()
+
     def peek(self, recipe: Mapping[str, Any]) -> NDArray[Any] | None:
         """Return the array of `recipe` if there is one."""
         return self._load(self._path(content_key(recipe)))

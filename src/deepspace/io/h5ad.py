@@ -20,6 +20,8 @@ from deepspace.io.matrix10x import open_h5
 from deepspace.io.parts import Parts, as_category, as_csr, unique_genes
 
 # names under which people keep clusters, the most explicit first
+# in the metadata of `uns['spatial']`, as `write_section` puts it there
+SPOT_UM: Final = "spot_diameter_um"
 _CLUSTERS: Final = (keys.CLUSTER, "clusters", "leiden", "louvain")
 _LAYERS: Final = ("counts", "raw_counts", "raw")
 _SAMPLE: Final = 10_000
@@ -70,7 +72,10 @@ def from_anndata(adata: AnnData, path: Path, platform: str) -> Parts:
     if outside.any():
         parts.notes.append(f"{path}: {outside.sum()} spots outside tissue have counts: left out")
     kept = inside & _measured(adata)
-    parts.counts = _finish(adata, counts, spots)[kept].copy()
+    if (inside & ~kept).any():
+        parts.notes.append(f"{path}: {(inside & ~kept).sum()} spots have obs['measured'] false")
+    if kept.any() or not (inside & ~kept).any():
+        parts.counts = _finish(adata, counts, spots)[kept].copy()
     return parts
 
 
@@ -78,7 +83,7 @@ def _measured(adata: AnnData) -> npt.NDArray[np.bool_]:
     """Rows with counts: `write_section` keeps the others as places alone."""
     if keys.MEASURED not in adata.obs:
         return np.ones(adata.n_obs, bool)
-    return np.asarray(adata.obs[keys.MEASURED].to_numpy(bool))
+    return _flags(adata.obs[keys.MEASURED])
 
 
 def places_from_anndata(adata: AnnData, path: Path, platform: str) -> Parts:
@@ -147,8 +152,12 @@ def is_integer(matrix: object) -> bool:
 def _in_tissue(adata: AnnData) -> npt.NDArray[np.bool_]:
     if keys.IN_TISSUE not in adata.obs:
         return np.ones(adata.n_obs, bool)
-    flags = adata.obs[keys.IN_TISSUE].astype(str).str.lower()
-    return np.asarray(~flags.isin(["0", "0.0", "false", "nan"]), bool)
+    return _flags(adata.obs[keys.IN_TISSUE])
+
+
+def _flags(column: pd.Series[Any]) -> npt.NDArray[np.bool_]:
+    """Truth of a column, whatever it was written as."""
+    return np.asarray(~column.astype(str).str.lower().isin(["0", "0.0", "false", "nan"]), bool)
 
 
 def _finish(adata: AnnData, counts: AnnData, spots: pd.DataFrame) -> AnnData:
@@ -167,13 +176,15 @@ def _add_scale(adata: AnnData, parts: Parts) -> None:
     spots = parts.spots
     assert spots is not None
     parts.scalefactors = _scalefactors(adata)
-    told = _library(adata).get("metadata", {}).get("mpp")
-    if told is not None:
-        parts.scales["uns['spatial'] metadata mpp"] = float(told)
+    told = _library(adata).get("metadata", {})
+    if told.get("mpp") is not None:
+        parts.scales["uns['spatial'] metadata mpp"] = float(told["mpp"])
     mpp = scale.array_mpp(spots, scale.VISIUM_PITCH_UM)
     if mpp is not None:
         parts.spot_diameter_um, parts.spot_pitch_um = scale.VISIUM_SPOT_UM, scale.VISIUM_PITCH_UM
         parts.scales["spot pitch of 100 um in array_row, array_col"] = mpp
+    if told.get(SPOT_UM) is not None:
+        parts.spot_diameter_um = float(told[SPOT_UM])
 
 
 def _scalefactors(adata: AnnData) -> dict[str, float]:

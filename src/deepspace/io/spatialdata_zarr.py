@@ -121,7 +121,7 @@ def _table(data: SpatialData, path: Path, request: Request) -> tuple[str, str, A
         regions = attrs["region"] if isinstance(attrs["region"], list) else [attrs["region"]]
         found += [(name, region) for region in regions if region in data.shapes]
     # what deepspace put there is no measurement, unless there is nothing else
-    users = [pair for pair in found if keys.UNS not in data.tables[pair[0]].uns]
+    users = [pair for pair in found if not _written_here(data.tables[pair[0]])]
     found = users or found
     if len(found) > 1 and request.section is not None:
         found = [pair for pair in found if request.section in pair[1]] or found
@@ -131,7 +131,10 @@ def _table(data: SpatialData, path: Path, request: Request) -> tuple[str, str, A
         cause = f"no table annotates a shapes element ({have})"
         if found:
             cause = f"several tables annotate shapes ({clip_list(pairs)})"
-        raise InputError(f"{path}: {cause}; give a store with one table that annotates spots")
+        raise InputError(
+            f"{path}: {cause}; give a store with one table that annotates spots, or name one by "
+            "section"
+        )
     name, region = found[0]
     table = data.tables[name]
     attrs = table.uns["spatialdata_attrs"]
@@ -140,6 +143,11 @@ def _table(data: SpatialData, path: Path, request: Request) -> tuple[str, str, A
     adata = table[rows].copy()
     adata.obs["_instance"] = adata.obs[attrs["instance_key"]].to_numpy()
     return name, region, adata
+
+
+def _written_here(table: AnnData) -> bool:
+    """Whether it is a prediction, or measurements beside one; users' tables may hold our `uns`."""
+    return keys.UNS in table.uns and {keys.OOD, keys.SECTION} <= set(table.obs)
 
 
 def _image_name(data: SpatialData, path: Path, notes: list[str]) -> str:

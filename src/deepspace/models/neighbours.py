@@ -22,8 +22,8 @@ IntArray = NDArray[np.int64]
 
 # section of a point whose level nobody measured
 NOWHERE = -1
-# pairs of spots worked on at once
-PAIRS = 4_000_000
+# pairs of spots worked on at once: what a processor's cache holds
+PAIRS = 150_000
 
 
 @dataclass(frozen=True)
@@ -189,12 +189,13 @@ class Nearest:
         if near.shape[1] == 0:
             nothing = np.zeros((len(points), 0))
             return Weights(near, nothing, own, np.zeros(len(points))), own
-        around, home = self.spots.xyz[near], self.spots.home[near]
-        among = self._covariance(around[:, :, None], around[:, None])
+        # axes first, so that each is in one piece
+        around, home = self.spots.xyz.T[:, near], self.spots.home[near]
+        among = self._covariance(around[:, :, :, None], around[:, :, None])
         among += LEVEL * (home[:, :, None] == home[:, None])
         diagonal = np.arange(near.shape[1])
         among[:, diagonal, diagonal] += self.noise[near]
-        spatial = self._covariance(points.xyz[:, None], around)
+        spatial = self._covariance(points.xyz.T[:, :, None], around)
         total = spatial + LEVEL * (points.home[:, None] == home)
         weights = np.linalg.solve(among, total[..., None])[..., 0]
         variance = np.maximum(own - (weights * total).sum(axis=1), 0.0)
@@ -202,9 +203,12 @@ class Nearest:
         return Weights(near, weights, variance, reach), variance
 
     def _covariance(self, one: FloatArray, other: FloatArray) -> FloatArray:
-        apart = one - other
-        plane = np.sqrt(apart[..., 0] ** 2 + apart[..., 1] ** 2)
-        return self.covariance.spatial(plane, np.abs(apart[..., 2]))
+        """Of the spatial terms, between places (3, ...)."""
+        x, y, z = (a - b for a, b in zip(one, other, strict=True))
+        x *= x
+        y *= y
+        x += y
+        return self.covariance.spatial(np.sqrt(x, out=x), np.abs(z, out=z))
 
 
 def _chunks(rows: int, m: int) -> Iterator[slice]:

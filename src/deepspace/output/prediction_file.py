@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,6 +25,8 @@ Matrix = NDArray[np.float32]
 X: Final = "X"
 # where the values of a kind lie
 KINDS: Final = {"mean": X, "sd": keys.SD, "measured": keys.MEASURED}
+# what X of an exported table holds, in ``uns['deepspace']``
+VALUES: Final = "values"
 # where a run notes the sheet that it read
 SUMMARIES: Final = ("summary.json", "cohort.json")
 # values that are held in memory at a time
@@ -65,7 +67,9 @@ class PredictionFile:
             self.coords = np.asarray(read_elem(self._group["obsm"][keys.SPATIAL]), np.float64)
             self.uns: dict[str, Any] = read_elem(self._group["uns"])
             self.layers = (X, *(str(name) for name in self._group["layers"]))
-            self.uns[keys.UNS], self._group[X]
+            self._group[X]
+            if not is_prediction(self.uns, self.layers, self.obs):
+                raise KeyError("it lacks what predict writes")
             ((self.section, self.library),) = self.uns[keys.SPATIAL].items()
         except (OSError, KeyError, ValueError, TypeError) as error:
             raise InputError(
@@ -181,8 +185,9 @@ class PredictionFile:
     def table(self, kind: str, columns: Sequence[int]) -> AnnData:
         """AnnData of some genes, in memory.
 
-        ``X`` holds the values of `kind`; all other layers come along. Of measured values, those
-        points that were measured.
+        ``X`` holds the values of `kind`, as ``uns['deepspace']['values']`` says; all layers come
+        along, and the mean where ``X`` is not that. Of measured values, those points that were
+        measured.
         """
         rows = slice(None)
         layers = {n: self.read(n, columns, rows) for n in self.layers if n != X}
@@ -192,16 +197,29 @@ class PredictionFile:
             var=self.var.iloc[list(columns)].copy(),
             layers=layers,
             obsm={keys.SPATIAL: self.coords},
-            uns=self.uns,
+            uns=self.uns | {keys.UNS: {**self.uns[keys.UNS], VALUES: kind}},
         )
+        if kind != "mean":
+            table.layers["mean"] = self.read(X, columns)
         return table if kind != "measured" else only_measured(table)
+
+
+def is_prediction(uns: Mapping[str, Any], layers: Collection[str], obs: pd.DataFrame) -> bool:
+    """Whether a table is what `predict` writes, and not a user's that a prediction was added to."""
+    own = uns.get(keys.UNS)
+    told = isinstance(own, Mapping) and own.get(VALUES, "mean") == "mean"
+    return told and keys.SD in layers and keys.OOD in obs
 
 
 def noted_sheet(folder: Path) -> Path | None:
     """Cohort sheet that the run which wrote a folder noted there, if it is still in its place."""
     for name in SUMMARIES:
         if (folder / name).is_file():
-            noted = json.loads((folder / name).read_text(encoding="utf-8")).get("sheet")
+            try:
+                found = json.loads((folder / name).read_text(encoding="utf-8"))
+            except ValueError:  # another program's
+                continue
+            noted = found.get("sheet") if isinstance(found, dict) else None
             if isinstance(noted, str) and (folder / noted).exists():
                 return folder / noted
     return None

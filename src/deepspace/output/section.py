@@ -13,13 +13,13 @@ from scipy import sparse
 from deepspace.core import keys
 from deepspace.core.errors import InputError
 from deepspace.core.files import atomic_folder, atomic_path, check_output
-from deepspace.io.h5ad import save_h5ad
+from deepspace.io.h5ad import SPOT_UM, save_h5ad
 from deepspace.io.section import Section
 from deepspace.output.spatialdata_store import section_store, write_store
 from deepspace.output.write import make_library
 
 # a store with this table was written here
-MARKER = "tables/counts/zarr.json"
+MARKER = "tables/deepspace_counts/zarr.json"
 USUAL_SPOT_UM = 55.0
 
 
@@ -66,6 +66,8 @@ def section_to_anndata(section: Section) -> AnnData:
             obs[keys.CLUSTER] = counts.obs[keys.CLUSTER].reindex(obs.index)
     diameter_um = section.spot_diameter_um or USUAL_SPOT_UM
     library = make_library(section, diameter_um / (section.slide.mpp or 1.0))
+    if section.spot_diameter_um is not None:
+        library["metadata"][SPOT_UM] = section.spot_diameter_um
     return AnnData(
         X=values,
         obs=obs,
@@ -85,7 +87,7 @@ def write_section(section: Section, path: Path | str, *, overwrite: bool = False
     path : Path or str
         ``.h5ad``: `section_to_anndata`, with two small copies of the slide (to read it back, give
         the slide as `image`); ``.zarr``: a SpatialData store with the slide as a pyramid, the
-        spots as circles and the table ``counts``.
+        spots as circles and the table ``deepspace_counts``.
     overwrite : bool
         Replace `path` if it exists.
 

@@ -124,7 +124,7 @@ def section_store(adata: AnnData, slide: Slide) -> Any:
     Returns
     -------
     SpatialData
-        Image ``{section}_image``, circles ``{section}_spots``, table ``counts``.
+        Image ``{section}_image``, circles ``{section}_spots``, table ``deepspace_counts``.
     """
     spatialdata = require_spatialdata()
     ((section, library),) = adata.uns[keys.SPATIAL].items()
@@ -133,7 +133,7 @@ def section_store(adata: AnnData, slide: Slide) -> Any:
     return spatialdata.SpatialData(
         images={f"{element}_image": _pyramid(slide, None, systems)},
         shapes={spots: _circles(adata, library, systems)},
-        tables={"counts": _table(adata, spots)},
+        tables={"deepspace_counts": _table(adata, spots)},
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import threading
 from functools import lru_cache
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from deepspace.core import keys
+from deepspace.core.errors import InputError
 from deepspace.core.progress import log, track
 from deepspace.data.transforms import log1p_cp10k, total_counts
 from deepspace.output.prediction_file import PredictionFile
@@ -27,6 +29,8 @@ MOST_BYTES = 1 << 26
 # columns that a hover or another layer asks for again
 KEPT = 32
 BAND_BYTES = 1 << 27
+# column of `Measured.var`: counts of each gene
+TOTAL = "total_counts"
 
 
 class Values(Protocol):
@@ -71,7 +75,6 @@ class ShownPrediction(PredictionFile):
         self._lock = threading.Lock()
         self._turned: dict[str, NDArray[np.float32]] = {}
         self.column = lru_cache(KEPT)(self._column)
-        self._scratch: tempfile.TemporaryDirectory[str] | None = None
 
     def forget_pictures(self) -> None:
         """Let go of the copies of the slide."""
@@ -90,14 +93,16 @@ class ShownPrediction(PredictionFile):
         return np.asarray(stored[:, gene], np.float32)
 
     def _turn(self, layer: str, stored: Any) -> NDArray[np.float32]:
-        """Matrix with the genes first, in a file that goes when the process ends."""
+        """Matrix with the genes first, in a file without a name, gone when it is let go."""
         if not hasattr(stored, "shape"):  # sparse
             return np.ascontiguousarray(read_elem(stored).toarray().T, np.float32)
-        if self._scratch is None:
-            self._scratch = tempfile.TemporaryDirectory(prefix="deepspace-view-")
         points, genes = stored.shape
-        where = Path(self._scratch.name) / f"{layer}.npy"
-        turned = np.lib.format.open_memmap(where, "w+", np.float32, (genes, points))
+        with tempfile.TemporaryDirectory(
+            prefix="deepspace-view-", ignore_cleanup_errors=True
+        ) as scratch:
+            _require_room(Path(scratch), 4 * points * genes)
+            where = Path(scratch) / "turned.npy"
+            turned = np.lib.format.open_memmap(where, "w+", np.float32, (genes, points))
         rows = max(1, BAND_BYTES // (4 * genes))
         log.info("preparing %s of %s", layer, self.path.name)
         starts = range(0, points, rows)
@@ -119,6 +124,7 @@ class Measured:
     def __init__(self, counts: AnnData) -> None:
         self.obs = counts.obs
         self.var = pd.DataFrame(index=counts.var_names.astype(str))
+        self.var[TOTAL] = np.asarray(counts.X.sum(axis=0)).ravel()
         self.coords = np.asarray(counts.obsm[keys.SPATIAL], np.float64)
         self.layers: tuple[str, ...] = (keys.MEASURED,)
         self._counts = sparse.csc_matrix(counts.X)
@@ -130,6 +136,16 @@ class Measured:
         del layer  # there is one
         own = np.asarray(self._counts[:, [gene]].toarray(), np.float64)
         return log1p_cp10k(own, self._depth)[:, 0].astype(np.float32)
+
+
+def _require_room(folder: Path, size: int) -> None:
+    # a full disk would end the process while it writes into the map
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        raise InputError(
+            f"{folder.parent}: {size / 1e9:.1f} GB are needed to look at this prediction gene by "
+            f"gene, {free / 1e9:.1f} are free; make room, or set TMPDIR to a folder on another disk"
+        )
 
 
 def _cost(stored: Any) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from deepspace.core import keys
@@ -41,9 +42,9 @@ def describe_point(
         "in_tissue": bool(obs.get(keys.IN_TISSUE, True)),
         "is_measured": bool(obs.get(keys.MEASURED, X not in one.values.layers)),
         "ood": bool(obs.get(keys.OOD, False)),
-        "ood_reason": str(obs.get(keys.OOD_REASON, "") or ""),
-        "failed": str(obs.get("reason", "") or ""),
-        "cluster": None if keys.CLUSTER not in obs else str(obs[keys.CLUSTER]),
+        "ood_reason": _text(obs, keys.OOD_REASON) or "",
+        "failed": _text(obs, "reason") or "",
+        "cluster": _text(obs, keys.CLUSTER),
         "neighbours": [],
     }
     if gene is not None:
@@ -62,6 +63,12 @@ def _values(one: PointSet, index: int, gene: str) -> dict[str, Any]:
         half = NORMAL_90 * found[keys.SD]
         found["low"], found["high"] = max(0.0, found[PREDICTED] - half), found[PREDICTED] + half
     return found
+
+
+def _text(obs: pd.Series[Any], name: str) -> str | None:
+    """Word of a point, if it has one."""
+    value = obs.get(name)
+    return None if value is None or pd.isna(value) else str(value)
 
 
 def _around(

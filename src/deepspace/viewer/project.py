@@ -270,6 +270,8 @@ def open_project(
     by_section: dict[str, list[ShownPrediction]] = {name: [] for name in known}
     for one in files:
         by_section.setdefault(one.section, []).append(one)
+        if one.section in known:  # its slide is shown instead
+            one.forget_pictures()
     sections = [
         _section(name, known.get(name), predictions) for name, predictions in by_section.items()
     ]
@@ -286,7 +288,9 @@ def open_project(
 def _predictions(path: Path) -> tuple[list[ShownPrediction], Path]:
     """Predictions under a path, and the folder that their run wrote."""
     if path.suffix in (".h5ad", ".zarr"):
-        return [one for one in (_opened(path),) if one is not None], path.parent
+        folder = path.absolute().parent
+        folder = folder.parent if folder.name == "sections" else folder
+        return [one for one in (_opened(path),) if one is not None], folder
     if not path.is_dir():
         return [], path.parent
     for folder in (path, path / "completed"):
@@ -303,7 +307,7 @@ def _opened(path: Path) -> ShownPrediction | None:
     try:
         return ShownPrediction(path)
     except InputError as error:
-        log.debug("%s", error)
+        log.info("left out: %s", error)
         return None
 
 
@@ -330,8 +334,6 @@ def _section(name: str, section: Section | None, files: Sequence[ShownPrediction
         sets.insert(0, PointSet(keys.MEASURED, measured, diameter, "expression", measured, rows))
     order = {SPOTS: 0, keys.MEASURED: 0, "between": 1}
     sets.sort(key=lambda one: order.get(one.name, 2))
-    for file in files:
-        file.forget_pictures()
     z_um = None if section is None else section.z_um
     image = ViewImage("H&E", tiles)
     return ViewSection(name, z_um, image, [], sets, measured, _reliable(sets, measured))

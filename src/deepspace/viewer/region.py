@@ -16,14 +16,15 @@ from deepspace.data.genesets import gene_sets, match_sets
 from deepspace.data.modules import expected_sd, module_scores
 from deepspace.io.geojson import Region
 from deepspace.output.prediction_file import X
+from deepspace.viewer.columns import TOTAL
 from deepspace.viewer.project import PointSet, ViewSection
 
 Sides = tuple[NDArray[np.bool_], NDArray[np.bool_]]
 
 LEAST_POINTS = 3
 MOST_GENES = 2000
-# points times genes, so that memory stays within half a gigabyte
-MOST_VALUES = 1 << 25
+# points times genes, so that values and sd take a quarter of a gigabyte, twice while in use
+MOST_VALUES = 1 << 24
 LISTED = 50
 LEAST_OF_SET = 3
 
@@ -97,7 +98,7 @@ def describe_region(section: ViewSection, one: PointSet, drawn: Drawn) -> dict[s
     """Points, area, genes that differ most, and scores of gene sets.
 
     Genes that held-out data do not tell from chance are left out, and of more than `MOST_GENES`
-    those that are predicted best are compared.
+    those that are predicted best are compared; of measurements alone, those with most counts.
 
     Raises
     ------
@@ -139,8 +140,9 @@ def _compared(one: PointSet) -> list[str]:
     if keys.VERDICT in var:
         names = names[(var[keys.VERDICT].astype(str) != "no").to_numpy()]
     most = max(1, min(MOST_GENES, MOST_VALUES // len(one.values.coords)))
-    if keys.SCORE in var and len(names) > most:
-        score = var[keys.SCORE].set_axis(var.index.astype(str)).loc[names]
+    rank = next((column for column in (keys.SCORE, TOTAL) if column in var), None)
+    if rank is not None and len(names) > most:
+        score = var[rank].set_axis(var.index.astype(str)).loc[names]
         names = pd.Series(score.sort_values(ascending=False, kind="stable").index[:most])
     return [str(name) for name in names[:most]]
 

@@ -14,6 +14,7 @@ from deepspace.core.progress import log
 from deepspace.viewer.project import open_project
 
 HOST = "127.0.0.1"
+WAITING = 128
 
 
 def view(
@@ -53,8 +54,8 @@ def view(
         raise InputError(
             f"the viewer needs {error.name}; run: pip install 'deepspace[viewer]'"
         ) from None
-    project = open_project(path, sheet=sheet, ihc=ihc)
     listener = _listen(port)
+    project = open_project(path, sheet=sheet, ihc=ihc)
     number = listener.getsockname()[1]
     token = secrets.token_urlsafe(32)
     app = make_app(project, token, {f"{HOST}:{number}", f"localhost:{number}"})
@@ -73,6 +74,7 @@ def _listen(port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((HOST, port))
+        listener.listen(WAITING)  # so that a browser that is faster than the server waits
     except (OSError, OverflowError) as error:
         raise InputError(f"--port {port}: cannot be used ({error}); take another, or 0") from error
     return listener

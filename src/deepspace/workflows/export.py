@@ -18,7 +18,7 @@ from deepspace.core.errors import InputError
 from deepspace.core.files import atomic_folder, atomic_path, check_output, refuse_inputs
 from deepspace.core.progress import log, track
 from deepspace.io.h5ad import save_h5ad
-from deepspace.io.sheet import read_sheet
+from deepspace.io.sheet import list_sections, read_sheet
 from deepspace.io.slide import Slide, open_slide
 from deepspace.io.text import read_text
 from deepspace.output.ometiff import Grid, make_grid, write_ome_tiff
@@ -94,7 +94,7 @@ class _Job:
         file, slide = self.file, self.slide()
         used = file.used()
         if self.settings.values == keys.MEASURED:
-            used &= file.obs[keys.MEASURED].to_numpy(bool)
+            used = used & file.obs[keys.MEASURED].to_numpy(bool)
         return make_grid(
             file.coords,
             used,
@@ -216,10 +216,10 @@ def _slide(file: PredictionFile, given: Path | None) -> Slide | None:
     sheet = given or noted_sheet(here) or noted_sheet(here.parent)
     if sheet is None:
         return None
-    found = {s.section: s.slide for s in read_sheet(sheet)}
-    if file.section not in found:
+    if file.section not in {row.ids.section for row in list_sections(sheet)}:
         raise InputError(f"{sheet}: has no section {file.section}; give its slide by --slide")
-    return found[file.section]
+    (found,) = read_sheet(sheet, only=[file.section])
+    return found.slide
 
 
 def _ome_tiff(job: _Job) -> dict[str, Any]:

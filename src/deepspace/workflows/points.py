@@ -15,7 +15,7 @@ from deepspace.core.errors import InputError
 from deepspace.data.coords import between_spots, grid
 from deepspace.data.tissue import TissueMask, tissue_mask
 from deepspace.io.section import Section
-from deepspace.models.features import FeatureExtractor
+from deepspace.models.features import SHARED_POINTS, FeatureExtractor
 
 FloatArray = NDArray[np.float64]
 
@@ -67,11 +67,20 @@ def _points_ahead(section: Section) -> FloatArray:
 
 def share_ahead(extractor: FeatureExtractor, sections: Sequence[Section]) -> None:
     """Encode what `predict` may ask for later along with the spots, if the cache has room."""
-    ahead = [_points_ahead(section) for section in sections]
-    size = 4 * extractor.encoder.n_features * sum(map(len, ahead))
-    if extractor.cache is not None and size <= extractor.cache.max_bytes * SHARE_OF_CACHE:
-        for section, coords in zip(sections, ahead, strict=True):
-            extractor.share(section.slide, coords)
+    if extractor.cache is None or extractor.encoder.maps is None:
+        return
+    ahead: dict[tuple[str, float], list[FloatArray]] = {}
+    slides = {}
+    for section in sections:  # several may lie on one scan
+        key = section.slide.content_hash(), section.slide.require_mpp()
+        slides[key] = section.slide
+        ahead.setdefault(key, []).append(_points_ahead(section))
+    points = {key: np.concatenate(parts) for key, parts in ahead.items()}
+    few = {key: coords for key, coords in points.items() if len(coords) <= SHARED_POINTS}
+    size = 4 * extractor.encoder.n_features * sum(map(len, few.values()))
+    if size <= extractor.cache.max_bytes * SHARE_OF_CACHE:
+        for key, coords in few.items():
+            extractor.share(slides[key], coords)
 
 
 def _spots(section: Section) -> pd.DataFrame | None:
