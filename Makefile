@@ -45,6 +45,7 @@ bench: setup
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/kriging_scale.py --spots 1000 2500 5000 --genes 1000
 	$(BIN)/python benchmarks/end_to_end.py
 	$(BIN)/python benchmarks/whole_slide.py --sides 12500 25000 50000
+	$(BIN)/python benchmarks/viewer.py
 
 clean:
 	rm -rf demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

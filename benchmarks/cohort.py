@@ -4,7 +4,8 @@ Twelve simulated sections (0.9 mm at 1 um a pixel) are predicted on a grid, with
 process and a feature cache that is empty each time. Times are those of the whole command, starts
 of Python, of the scheduler and of its workers included. What two processes can gain on this
 machine at this moment is measured beside it: the same matrix products, done by two processes at
-once. All runs must write the same bytes.
+once. Half of the slides, with one worker, tell how time grows with their number. All runs must
+write the same bytes.
 
     python benchmarks/cohort.py [--slides 12] [--at grid:40] [--workers 2] [--rounds 1]
                                 [--out FILE.json]
@@ -71,6 +72,14 @@ def digest(folder: Path) -> str:
     return found.hexdigest()
 
 
+def first_rows(sheet: Path, sections: int, name: str) -> Path:
+    """A sheet of the first sections, beside that of all."""
+    rows = sheet.read_text(encoding="utf-8").splitlines()[: 1 + sections]
+    part = sheet.with_name(name)
+    part.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return part
+
+
 def prepare(folder: Path, slides: int) -> tuple[Path, Path]:
     """A model of the three measured sections, and the sheet of all sections."""
     names = [f"S{k + 1}" for k in range(slides)]
@@ -81,9 +90,7 @@ def prepare(folder: Path, slides: int) -> tuple[Path, Path]:
     settings, model = folder / "settings.toml", folder / "model"
     settings.write_text(SETTINGS, encoding="utf-8")
     options = ["--genes", "expressed:20", "--config", settings]
-    measured = sheet.with_name("measured.csv")
-    rows = sheet.read_text(encoding="utf-8").splitlines()[: 1 + MEASURED]
-    measured.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    measured = first_rows(sheet, MEASURED, "measured.csv")
     command("train", measured, "--out", model, *options, cache=folder / "cache-train")
     return model, sheet
 
@@ -111,6 +118,9 @@ def measure(folder: Path, at: str, slides: int, workers: int, rounds: int) -> di
             digests.add(digest(out))
             print(f"{way:>10}: {taken:6.1f} s, {spent:6.1f} s of it in sections", flush=True)
     one, many = seconds["1 worker"], seconds[f"{workers} workers"]
+    half = first_rows(sheet, slides // 2, "half.csv")
+    arguments = ["--at", at, "--out", folder / "out-half", "--all-genes", *ways["1 worker"]]
+    fewer = command("predict", model, half, *arguments, cache=folder / "cache-half")
     return {
         "slides": slides,
         "points": sum(row["points"] for row in report["sections"]),
@@ -119,6 +129,8 @@ def measure(folder: Path, at: str, slides: int, workers: int, rounds: int) -> di
         "gain": round(one / many, 2),
         "machine_gain": round(gain, 2),
         "gain_as_part_of_the_machine's": round(one / many / gain, 2),
+        "half_the_slides": round(fewer, 1),
+        "growth_from_half_to_all": round(one / fewer, 2),
         "same_bytes": len(digests) == 1,
     }
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -160,20 +159,22 @@ def predict(model: Path, slide: Path, stride: float, weights: str | None) -> dic
     command = [sys.executable, "-m", "deepspace", "predict", model, sheet, "--section", "W"]
     command += ["--at", f"grid:{stride:g}", "--out", out, "--all-genes", "--quiet", "--json"]
     command += ["--overwrite", *(["--weights", weights] if weights else [])]
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(dir=slide.parent) as cache:
-        run = subprocess.run(
-            [str(c) for c in command],
-            check=True,
-            stdout=subprocess.PIPE,
-            env={**os.environ, "DEEPSPACE_CACHE": cache},
-        )
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        environment = {**os.environ, "DEEPSPACE_CACHE": cache}
+        words = [str(c) for c in command]
+        with subprocess.Popen(words, stdout=subprocess.PIPE, env=environment) as job:
+            assert job.stdout is not None
+            printed = job.stdout.read()
+            # of this process alone: training had more genes in memory at once
+            _, status, usage = os.wait4(job.pid, 0)
+            job.returncode = os.waitstatus_to_exitcode(status)
+    if job.returncode:
+        sys.exit(f"deepspace predict ended with {job.returncode}")
     return {
-        "points": json.loads(run.stdout)["points"],
+        "points": json.loads(printed)["points"],
         "wall_s": time.perf_counter() - start,
-        "cpu_s": usage.ru_utime + usage.ru_stime - before.ru_utime - before.ru_stime,
+        "cpu_s": usage.ru_utime + usage.ru_stime,
         "rss_gib": usage.ru_maxrss / (1 << 20),
     }
 

@@ -24,6 +24,7 @@ def config() -> deepspace.Config:
     )
 
 
+@pytest.mark.slow
 def test_memory_and_disk_give_the_same(
     sheet: Path, config: deepspace.Config, tmp_path: Path
 ) -> None:

@@ -161,6 +161,7 @@ def test_spots_keep_their_barcodes(model: Path, sheet: Path, tmp_path: Path) -> 
     assert list(ad.read_h5ad(path).obs_names) == list(spots.index[spots["in_tissue"] == 1])
 
 
+@pytest.mark.slow
 def test_same_input_same_bytes(
     sheet: Path, model: Path, train_options: list[object], tmp_path: Path
 ) -> None:
@@ -213,6 +214,7 @@ def test_evaluate_writes_tables_and_pictures(
     assert sum(name.startswith("maps-") for name in names) == scores["section"].nunique()
 
 
+@pytest.mark.slow
 def test_random_spots_are_called_leaky(
     sheet: Path,
     train_options: list[object],

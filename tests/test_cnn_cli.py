@@ -16,6 +16,8 @@ import pytest
 from calls import call
 from deepspace.simulate import BlockConfig, simulate_block
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = """
 model = "cnn"
 [qc]

@@ -337,6 +337,7 @@ def genes_of(model: Path) -> list[str]:
     return [gene["name"] for gene in json.loads((model / "model.json").read_text())["genes"]]
 
 
+@pytest.mark.slow
 def test_probe_from_the_command_line(
     models: dict[str, Path], sheet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -377,6 +378,7 @@ def test_probe_from_the_command_line(
     assert set(facts["tiles"][0]["contributions"]) >= {"colour", "nuclei"}
 
 
+@pytest.mark.slow
 def test_network_from_the_command_line(
     models: dict[str, Path], sheet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -399,6 +401,7 @@ def test_network_from_the_command_line(
     assert (out / "occlusion.png").exists()
 
 
+@pytest.mark.slow
 def test_the_same_request_gives_the_same_result(models: dict[str, Path], sheet: Path) -> None:
     genes = genes_of(models["probe"])
     options = ExplainOptions(points=2, settings=Settings(window_um=60.0))
@@ -411,6 +414,7 @@ def test_the_same_request_gives_the_same_result(models: dict[str, Path], sheet: 
         assert list(one.record["methods"]) == ["occlusion", "contributions"]
 
 
+@pytest.mark.slow
 def test_a_section_without_spots_is_explained_on_a_lattice(
     models: dict[str, Path], sheet: Path
 ) -> None:
@@ -422,6 +426,7 @@ def test_a_section_without_spots_is_explained_on_a_lattice(
     assert found.cases["point"].str.startswith("S2_grid_").all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
@@ -459,6 +464,7 @@ def test_a_fault_is_told_in_one_message(
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_nothing_is_replaced_unasked(
     models: dict[str, Path], sheet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
