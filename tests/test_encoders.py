@@ -314,39 +314,6 @@ def test_bf16_features_are_close() -> None:
     assert (exact.precision, rough.precision) == ("fp32", "bf16")
 
 
-class Normed(Backbone):
-    """A convolution and its normalisation, used in the order of their definition or not."""
-
-    layers = range(1, 2)
-
-    def __init__(self, in_order: bool) -> None:
-        super().__init__()
-        self.in_order = in_order
-        self.conv = nn.Conv2d(3, 3, 3)
-        self.norm = nn.BatchNorm2d(3)
-        generator = torch.Generator().manual_seed(0)
-        for part in (self.norm.weight.data, self.norm.bias.data, self.norm.running_mean):
-            part.copy_(torch.randn(3, generator=generator))
-        self.norm.running_var.fill_(4.0)
-
-    def layer_outputs(self, x: torch.Tensor, layers: Sequence[int]) -> list[LayerOutput]:
-        first, then = (self.conv, self.norm) if self.in_order else (self.norm, self.conv)
-        return [LayerOutput(then(first(x))) for _ in layers]
-
-
-@pytest.mark.parametrize("in_order", [True, False])
-def test_norms_are_folded_only_where_that_is_right(in_order: bool) -> None:
-    torch.manual_seed(0)
-    backbone = Normed(in_order)
-    reading = Reading((1,), ("mean", "sd"), IMAGENET)
-    exact = NetworkFeatures(copy.deepcopy(backbone), reading, 32, "fp32")
-    rough = NetworkFeatures(backbone, reading, 32, "bf16")
-    a, b = exact(noise(4, 32)), rough(noise(4, 32))
-    assert np.linalg.norm(a - b) < network.TOLERANCE * np.linalg.norm(a)
-    assert isinstance(rough._backbone.norm, nn.Identity if in_order else nn.BatchNorm2d)
-    assert isinstance(backbone.norm, nn.BatchNorm2d)
-
-
 # weights
 
 

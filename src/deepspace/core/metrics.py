@@ -8,7 +8,7 @@ what a prediction scores that says nothing.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,7 +53,36 @@ def centred_columns(values: Array) -> tuple[Array, Array]:
     return centred, np.where(norm <= _CONSTANT * scale, 0.0, norm)
 
 
-def pearson(measured: Array, predicted: Array) -> Array:
+class Columns:
+    """Values (spots, genes), with what several scores need of them worked out once.
+
+    Scores of the pattern take it in place of the values. Ranks are most of their work.
+
+    Parameters
+    ----------
+    values : ndarray, shape (spots, genes)
+    """
+
+    def __init__(self, values: Array) -> None:
+        self.values: NDArray[np.float64] = np.asarray(values, dtype=np.float64)
+
+    @classmethod
+    def of(cls, values: Array | Columns) -> Columns:
+        """These values; what is known of them stays."""
+        return values if isinstance(values, Columns) else cls(values)
+
+    @cached_property
+    def centred(self) -> tuple[Array, Array]:
+        """See `centred_columns`."""
+        return centred_columns(self.values)
+
+    @cached_property
+    def ranks(self) -> Columns:
+        """Ranks from 1 within each column; ties get mean ranks."""
+        return Columns(rankdata(self.values, axis=0))
+
+
+def pearson(measured: Array | Columns, predicted: Array | Columns) -> Array:
     """Pearson correlation per gene.
 
     A constant prediction scores 0 (it says nothing about where the gene is); a gene whose
@@ -65,8 +94,8 @@ def pearson(measured: Array, predicted: Array) -> Array:
     >>> pearson(y, y * 3 + 1)
     array([ 1., nan])
     """
-    a, norm_a = centred_columns(measured)
-    b, norm_b = centred_columns(predicted)
+    a, norm_a = Columns.of(measured).centred
+    b, norm_b = Columns.of(predicted).centred
     product = norm_a * norm_b
     with np.errstate(invalid="ignore", divide="ignore"):
         r = np.clip((a * b).sum(axis=0) / product, -1.0, 1.0)
@@ -95,10 +124,11 @@ def correlation_shares(measured: Array, predicted: Array) -> NDArray[np.float64]
     return shares
 
 
-def spearman(measured: Array, predicted: Array) -> Array:
+def spearman(measured: Array | Columns, predicted: Array | Columns) -> Array:
     """Spearman rank correlation per gene; ties get mean ranks, conventions as in `pearson`."""
-    flat = centred_columns(predicted)[1] == 0
-    r = pearson(rankdata(measured, axis=0), rankdata(predicted, axis=0))
+    measured, predicted = Columns.of(measured), Columns.of(predicted)
+    flat = predicted.centred[1] == 0
+    r = pearson(measured.ranks, predicted.ranks)
     return np.where(flat & ~np.isnan(r), 0.0, r)
 
 
@@ -152,7 +182,7 @@ def _share_of(error: Array, spread: Array, measured: Array) -> Array:
         return np.where(flat, np.nan, error / spread)
 
 
-def rank_bins(values: Array, bins: int = MUTUAL_BINS) -> NDArray[np.int64]:
+def rank_bins(values: Array | Columns, bins: int = MUTUAL_BINS) -> NDArray[np.int64]:
     """Number of the equally filled bin of each value among its column, 0 to `bins` - 1.
 
     Equal values share their mean rank, and so a bin.
@@ -162,12 +192,13 @@ def rank_bins(values: Array, bins: int = MUTUAL_BINS) -> NDArray[np.int64]:
     >>> rank_bins(np.array([[0.0], [0.0], [0.0], [7.0]]), 4).T
     array([[1, 1, 1, 3]])
     """
-    share = (rankdata(values, axis=0) - 0.5) / max(len(values), 1)
+    ranks = Columns.of(values).ranks.values
+    share = (ranks - 0.5) / max(len(ranks), 1)
     found: NDArray[np.int64] = np.minimum((share * bins).astype(np.int64), bins - 1)
     return found
 
 
-def mutual_information(measured: Array, predicted: Array) -> Array:
+def mutual_information(measured: Array | Columns, predicted: Array | Columns) -> Array:
     """Mutual information in nats, per gene, of values put into 5 equally filled bins each.
 
     The plug-in estimate (that of ``sklearn.metrics.mutual_info_score``) on `rank_bins`. It
@@ -180,7 +211,8 @@ def mutual_information(measured: Array, predicted: Array) -> Array:
     >>> mutual_information(y, -(y**3)).round(3)
     array([1.609])
     """
-    flat = centred_columns(measured)[1] == 0
+    measured = Columns.of(measured)
+    flat = measured.centred[1] == 0
     genes, bins = len(flat), MUTUAL_BINS
     cell = rank_bins(measured) * bins + rank_bins(predicted) + np.arange(genes) * bins**2
     joint = np.bincount(cell.ravel(), minlength=genes * bins**2).reshape(genes, bins, bins)
@@ -230,7 +262,7 @@ def _is_amount(values: Array) -> NDArray[np.bool_]:
     return np.asarray((values >= 0).all(axis=0) & (values > 0).any(axis=0))
 
 
-def auc_above(measured: Array, predicted: Array, q: float) -> Array:
+def auc_above(measured: Array | Columns, predicted: Array | Columns, q: float) -> Array:
     """Area under the ROC curve, per gene, for finding the spots that are high in the gene.
 
     A spot is high where the measurement is above its own `q` quantile over these spots (linear
@@ -243,13 +275,14 @@ def auc_above(measured: Array, predicted: Array, q: float) -> Array:
     >>> auc_above(y, np.array([[0.0], [2.0], [1.0], [3.0]]), 0.5)
     array([0.75])
     """
-    high = measured > np.quantile(measured, q, axis=0)
+    measured = Columns.of(measured)
+    high = measured.values > np.quantile(measured.values, q, axis=0)
     yes = high.sum(axis=0)
-    ranks = (rankdata(predicted, axis=0) * high).sum(axis=0)
+    ranks = (Columns.of(predicted).ranks.values * high).sum(axis=0)
     with np.errstate(invalid="ignore", divide="ignore"):
         area = (ranks - yes * (yes + 1) / 2) / (yes * (len(high) - yes))
     # where all spots are about the same, what lies above the quantile is rounding
-    return np.where((yes == 0) | (centred_columns(measured)[1] == 0), np.nan, area)
+    return np.where((yes == 0) | (measured.centred[1] == 0), np.nan, area)
 
 
 def ssim_global(measured: Array, predicted: Array) -> Array:
@@ -325,7 +358,7 @@ VALUE_METRICS: dict[str, Callable[[Array, Array], Array]] = {
     "ssim_global": ssim_global,
 }
 # of the pattern: no level and no scale
-PATTERN_METRICS: dict[str, Callable[[Array, Array], Array]] = {
+PATTERN_METRICS: dict[str, Callable[[Array | Columns, Array | Columns], Array]] = {
     "pearson": pearson,
     "spearman": spearman,
     "mutual_information": mutual_information,

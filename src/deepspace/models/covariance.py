@@ -123,12 +123,15 @@ class Patch:
 
     Attributes
     ----------
-    plane, depth : ndarray, shape (pairs,)
+    plane : ndarray, shape (pairs,)
         Distances in um; all spots of a patch are of one block.
+    depth : ndarray, shape (pairs,), optional
+        Distances in um; None where all spots lie at one depth.
     same : ndarray, shape (pairs,)
         1 where two spots share the level of a section.
-    gram : ndarray, shape (pairs,)
-        Inner products of features, and `norms` (spots,) their squared norms.
+    gram : ndarray, shape (pairs,), optional
+        Inner products of features, None where there are none; `norms` (spots,) are their
+        squared norms.
     thinness : ndarray, shape (spots,)
         Median depth over the depth of each.
     values : ndarray, shape (spots, components)
@@ -136,9 +139,9 @@ class Patch:
     """
 
     plane: FloatArray
-    depth: FloatArray
+    depth: FloatArray | None
     same: FloatArray
-    gram: FloatArray
+    gram: FloatArray | None
     norms: FloatArray
     thinness: FloatArray
     values: FloatArray
@@ -157,9 +160,9 @@ class Patch:
         upper = np.triu_indices(len(xyz), 1)
         return cls(
             plane=pdist(xyz[:, :2]),
-            depth=pdist(xyz[:, 2:], "cityblock"),
+            depth=pdist(xyz[:, 2:], "cityblock") if np.ptp(xyz[:, 2]) else None,
             same=(pdist(home[:, None], "cityblock") == 0).astype(np.float64),
-            gram=gram[upper],
+            gram=gram[upper] if features.shape[1] else None,
             norms=np.diag(gram).copy(),
             thinness=thinness,
             values=values,
@@ -170,20 +173,35 @@ class Patch:
         return replace(self, values=self.values[:, columns] / scale)
 
 
-def misfit(log: FloatArray, patch: Patch) -> tuple[float, FloatArray]:
-    """Negative log marginal likelihood, and its gradient by `Covariance.log`."""
-    covariance = Covariance(log)
-    slopes = [covariance.image * patch.gram]
-    off = LEVEL * patch.same + slopes[0]
+def _over_pairs(log: FloatArray, patch: Patch) -> tuple[FloatArray, dict[int, FloatArray]]:
+    """Covariance of every pair of spots, and its derivatives by entries of `log` that it has."""
+    slopes: dict[int, FloatArray] = {}
+    total = LEVEL * patch.same
+    if patch.gram is not None:
+        slopes[2] = np.exp(log[2]) * patch.gram
+        total += slopes[2]
     for at in TERMS:
         weight, across, down = np.exp(log[at : at + 3])
         near, near_slope = _matern_slope(patch.plane, across)
-        deep, deep_slope = _exponential_slope(patch.depth, down)
-        deep *= weight
-        slopes += [near * deep, near_slope * deep, weight * near * deep_slope]
-        off += slopes[-3]
+        near *= weight
+        near_slope *= weight
+        if patch.depth is not None:
+            deep, deep_slope = _exponential_slope(patch.depth, down)
+            slopes[at + 2] = near * deep_slope
+            near *= deep
+            near_slope *= deep
+        slopes[at], slopes[at + 1] = near, near_slope
+        total += near
+    return total, slopes
+
+
+def misfit(log: FloatArray, patch: Patch) -> tuple[float, FloatArray]:
+    """Negative log marginal likelihood, and its gradient by `Covariance.log`."""
+    covariance = Covariance(log)
+    off, slopes = _over_pairs(log, patch)
     own = LEVEL + covariance.sill + covariance.image * patch.norms
-    total = squareform(off, checks=False)
+    # symmetric: its transpose is the same matrix in the order that LAPACK works on in place
+    total = squareform(off, checks=False).T
     total[np.diag_indices_from(total)] = own + covariance.noise(patch.thinness)
     factor = cho_factor(total, lower=True, overwrite_a=True, check_finite=False)
     k = patch.values.shape[1]
@@ -191,10 +209,12 @@ def misfit(log: FloatArray, patch: Patch) -> tuple[float, FloatArray]:
     value = 0.5 * float((patch.values * solved).sum())
     value += k * float(np.log(np.diag(factor[0])).sum())
     # the inverse from its factor, a third of the work of solving for every unit vector
-    inverse, _ = dpotri(factor[0], lower=True)
+    inverse, _ = dpotri(factor[0], lower=True, overwrite_c=True)
     pull = 0.5 * (k * inverse - solved @ solved.T)
     diagonal, pairs = np.diag(pull), 2.0 * squareform(pull.T, checks=False)
-    gradient = np.array([0.0, 0.0, *(float(pairs @ slope) for slope in slopes)])
+    gradient = np.zeros(len(NAMES))
+    for at, slope in slopes.items():
+        gradient[at] = float(pairs @ slope)
     steady, counting = np.exp(log[:2])
     gradient[0] = steady * diagonal.sum()
     gradient[1] = counting * float(diagonal @ patch.thinness)

@@ -154,7 +154,8 @@ class GroupField:
         precision = np.eye(width) / covariance.image
         pull = np.zeros((width, values.shape[1]))
         both = np.concatenate([spots.features, values], axis=1)
-        for block, rows in self.rows.items():
+        # without features there are no weights to find
+        for block, rows in self.rows.items() if width else ():
             white = self.solvers[block].whiten(both[rows])
             precision += white[:, :width].T @ white[:, :width]
             pull += white[:, :width].T @ white[:, width:]

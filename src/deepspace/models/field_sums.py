@@ -14,7 +14,7 @@ FloatArray = NDArray[np.float64]
 
 # an sd below this part of the mean square is rounding of a constant map
 _ROUNDING = 1e-11
-_CHANNELS = 128  # summed up at once
+_CHANNELS = 256  # summed up at once
 
 
 @dataclass(frozen=True)
@@ -84,11 +84,11 @@ class FieldSums:
             edges = _edges(corners, self._side, layer)
             for start in range(0, len(layer.maps), _CHANNELS):
                 part = slice(start, start + _CHANNELS)
-                maps = layer.maps[part].permute(1, 2, 0).double()
-                self._first[k][rows, part] += _field_sums(_table(maps), edges)
-                second = self._second[k]
+                maps, second = layer.maps[part], self._second[k]
+                sums = _field_sums(_table(maps, squares=second is not None), edges)
+                self._first[k][rows, part] += sums[:, : len(maps)]
                 if second is not None:
-                    second[rows, part] += _field_sums(_table(maps.square()), edges)
+                    second[rows, part] += sums[:, len(maps) :]
 
     def _start(self, layers: Sequence[MapLayer]) -> None:
         for layer in layers:
@@ -139,13 +139,26 @@ def _edges(corners: FloatArray, side: float, layer: MapLayer) -> tuple[_Edges, _
     return found[0], found[1]
 
 
-def _table(maps: Tensor) -> Tensor:
-    """Summed-area table (n + 1, n + 1, c) of maps (n, n, c)."""
-    n, _, channels = maps.shape
-    table = torch.zeros((n + 1, n + 1, channels), dtype=maps.dtype, device=maps.device)
-    torch.cumsum(maps, 0, out=table[1:, 1:])
+def _table(maps: Tensor, *, squares: bool) -> Tensor:
+    """Summed-area table (n + 1, n + 1, c) of maps (c, n, n), with that of their squares: 2 c."""
+    channels, n, _ = maps.shape
+    width = 2 * channels if squares else channels
+    table = maps.new_empty((n + 1, n + 1, width), dtype=torch.float64)
+    table[0], table[1:, 0] = 0.0, 0.0
     inner = table[1:, 1:]
-    torch.cumsum(inner.clone(), 1, out=inner)
+    own = inner[..., :channels]
+    own.copy_(maps.permute(1, 2, 0))
+    if squares:
+        torch.mul(own, own, out=inner[..., channels:])
+    if maps.device.type != "cpu":
+        torch.cumsum(inner.clone(), 0, out=inner)
+        torch.cumsum(inner.clone(), 1, out=inner)
+        return table
+    # on a processor cumsum jumps through memory along the axis that it sums; whole lines do not
+    for row in range(1, n):
+        inner[row] += inner[row - 1]
+    for column in range(1, n):
+        inner[:, column] += inner[:, column - 1]
     return table
 
 

@@ -11,11 +11,11 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch import Tensor
 
 from deepspace.core.errors import InputError
 from deepspace.models.backbones import Backbone, LayerOutput
+from deepspace.models.fusing import with_fused_relu, without_norms
 
 Pooling = Literal["mean", "sd", "cls"]
 Precision = Literal["auto", "fp32", "bf16"]
@@ -175,7 +175,7 @@ class NetworkFeatures:
         self.reading = reading
         self._dtype = torch.float32
         backbone.eval().requires_grad_(False)
-        self._backbone = _placed(backbone, self._device, self._dtype)
+        self._take(_placed(backbone, self._device, self._dtype))
         self.precision: str = "fp32"
         if precision == "bf16" or (precision == "auto" and fast_bf16(self._device)):
             self._use_bf16(stained_patch(size_px), insist=precision == "bf16")
@@ -221,7 +221,9 @@ class NetworkFeatures:
         if mark is not None:
             x[..., mark] = torch.nan
         x = x.contiguous(memory_format=torch.channels_last)
-        return self._backbone.layer_outputs(x, self.reading.layers)
+        # a fused ReLU may turn not-a-numbers into zeros
+        backbone = self._fast if mark is None else self._backbone
+        return backbone.layer_outputs(x, self.reading.layers)
 
     def _uploaded(self, patches: NDArray[np.uint8]) -> Tensor:
         """Patches on the device, as bytes: a quarter of what they are as numbers."""
@@ -230,18 +232,22 @@ class NetworkFeatures:
             return x.pin_memory().to(self._device, non_blocking=True)
         return x.to(self._device)
 
+    def _take(self, backbone: Backbone) -> None:
+        self._backbone, self._fast = backbone, with_fused_relu(backbone)
+
     @torch.inference_mode()
     def _use_bf16(self, patch: NDArray[np.uint8], *, insist: bool) -> None:
         exact_backbone, exact = self._backbone, self._compute(patch[None])
         self._dtype, self.precision = torch.bfloat16, "bf16"
         # where the layers are not used in the order of their definition, folding is wrong
-        for prepare in (_without_norms, copy.deepcopy):
-            self._backbone = _placed(prepare(exact_backbone), self._device, self._dtype)
+        for prepare in (without_norms, copy.deepcopy):
+            self._take(_placed(prepare(exact_backbone), self._device, self._dtype))
             rough = self._compute(patch[None])
             if np.linalg.norm(rough - exact) <= TOLERANCE * np.linalg.norm(exact):
                 return
         if not insist:
-            self._dtype, self.precision, self._backbone = torch.float32, "fp32", exact_backbone
+            self._dtype, self.precision = torch.float32, "fp32"
+            self._take(exact_backbone)
 
 
 def _device(name: str) -> torch.device:
@@ -252,27 +258,6 @@ def _device(name: str) -> torch.device:
         reason = str(error).splitlines()[0]
         raise InputError(f"device {name!r} cannot be used ({reason}); take cpu") from error
     return device
-
-
-def _without_norms(backbone: Backbone) -> Backbone:
-    """Copy in which each batch normalisation is folded into the convolution defined before it.
-
-    Reading and writing maps that are only scaled costs as much as many a convolution.
-    """
-    backbone = copy.deepcopy(backbone)
-    for module in backbone.modules():
-        before: tuple[str, nn.Module] | None = None
-        for name, child in list(module.named_children()):
-            if (
-                before is not None
-                and isinstance(before[1], nn.Conv2d)
-                and type(child) is nn.BatchNorm2d  # subclasses do more
-                and child.num_features == before[1].out_channels
-            ):
-                setattr(module, before[0], fuse_conv_bn_eval(before[1], child))
-                setattr(module, name, nn.Identity())
-            before = name, child
-    return backbone
 
 
 def _placed(backbone: Backbone, device: torch.device, dtype: torch.dtype) -> Backbone:

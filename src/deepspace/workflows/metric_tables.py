@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import pandas as pd
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from deepspace.core.metrics import PATTERN_METRICS, VALUE_METRICS, Array, within_folds
+from deepspace.core.metrics import PATTERN_METRICS, VALUE_METRICS, Array, Columns, within_folds
 from deepspace.core.spatial_metrics import (
     cluster_agreement,
     expression_clusters,
@@ -54,7 +54,7 @@ class Maps:
 
     genes: NDArray[np.str_]
     values: tuple[FloatArray, FloatArray]
-    patterns: tuple[FloatArray, FloatArray]
+    patterns: tuple[Columns, Columns]
     graph: sp.csr_matrix
     coords: FloatArray | None
 
@@ -94,31 +94,69 @@ def metric_tables(
         is NaN for all sections together, which are no map. Per section: `model`, `section`,
         `values`, `spots`, `genes` and `SECTION_COLUMNS`.
     """
-    per_gene, per_section = [], []
-    known: dict[tuple[Any, ...], NDArray[np.int64]] = {}
     graphs = {name: neighbour_graph(slot.section.coords) for name, slot in held_out.items()}
-    for model in _models(held_out, models):
-        for section, kind, maps in _compared(held_out, graphs, model):
-            about: dict[str, Any] = {"model": model, "section": section, "values": kind}
-            spots = {"spots": len(maps.values[0])}
-            scores = _gene_scores(maps)
-            per_gene.append(pd.DataFrame(about | {"gene": maps.genes} | spots | scores))
-            # the measurement is the same for every model that predicted the same genes
-            key = (section, kind, tuple(maps.genes))
-            if key not in known:
-                known[key] = expression_clusters(maps.patterns[0], clusters, seed)
-            found = expression_clusters(maps.patterns[1], clusters, seed)
-            per_section.append(
-                about
-                | spots
-                | {"genes": len(maps.genes)}
-                | _section_scores(maps, *(scores[name] for name in MORAN))
-                | cluster_agreement(known[key], found)
+    found: list[_Scored] = []
+    for kind in (RAW, SMOOTHED):
+        for section in [*held_out, POOLED] if len(held_out) > 1 else held_out:
+            named = (
+                (model, _compared(held_out, graphs, model, section, kind))
+                for model in _models(held_out, models)
             )
-    return (
-        pd.concat(per_gene, ignore_index=True) if per_gene else _empty("gene", GENE_COLUMNS),
-        pd.DataFrame(per_section) if per_section else _empty("genes", SECTION_COLUMNS),
-    )
+            found += _scored(named, section, kind, clusters, seed)
+    if len(held_out) == 1:
+        found += [one.as_all_sections() for one in found]
+    order = {model: number for number, model in enumerate(_models(held_out, models))}
+    found.sort(key=lambda one: (order[one.about["model"]], one.about["values"]))
+    if not found:
+        return _empty("gene", GENE_COLUMNS), _empty("genes", SECTION_COLUMNS)
+    per_gene = [pd.DataFrame(one.about | one.genes) for one in found]
+    per_section = [one.about | one.whole for one in found]
+    return pd.concat(per_gene, ignore_index=True), pd.DataFrame(per_section)
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """Scores of one model on one section (or all together): of every gene, and of the whole."""
+
+    about: dict[str, Any]
+    genes: dict[str, Any]
+    whole: dict[str, Any]
+
+    def as_all_sections(self) -> _Scored:
+        """The same where the section is the only one: together they are no map."""
+        return _Scored(
+            self.about | {"section": POOLED},
+            self.genes | {SSIM_MAP: np.full(len(self.genes[SSIM_MAP]), np.nan)},
+            self.whole,
+        )
+
+
+def _scored(
+    named: Iterable[tuple[str, Maps | None]], section: str, kind: str, clusters: int, seed: int
+) -> Iterator[_Scored]:
+    """Scores of one model after the other on the same spots."""
+    # the measurement is the same for every model that predicted the same genes
+    known: dict[tuple[str, ...], tuple[Columns, NDArray[np.int64]]] = {}
+    for model, maps in named:
+        if maps is None:
+            continue
+        key = tuple(maps.genes)
+        if key not in known:
+            own = expression_clusters(maps.patterns[0].values, clusters, seed)
+            known[key] = maps.patterns[0], own
+        measured, labels = known[key]
+        pair = replace(maps, patterns=(measured, maps.patterns[1]))
+        scores = _gene_scores(pair)
+        predicted = expression_clusters(pair.patterns[1].values, clusters, seed)
+        spots = {"spots": len(pair.values[0])}
+        yield _Scored(
+            {"model": model, "section": section, "values": kind},
+            {"gene": maps.genes} | spots | scores,
+            spots
+            | {"genes": len(maps.genes)}
+            | _section_scores(pair, *(scores[name] for name in MORAN))
+            | cluster_agreement(labels, predicted),
+        )
 
 
 def _models(held_out: Mapping[str, HeldOut], wished: Sequence[str] | None) -> list[str]:
@@ -132,19 +170,17 @@ def _empty(last: str, columns: Sequence[str]) -> pd.DataFrame:
 
 
 def _compared(
-    held_out: Mapping[str, HeldOut], graphs: Mapping[str, sp.csr_matrix], model: str
-) -> Iterator[tuple[str, str, Maps]]:
-    """What a model is compared on: each section and all together, raw and smoothed."""
-    for kind in (RAW, SMOOTHED):
-        parts = []
-        for name, slot in held_out.items():
-            maps = _maps(slot, graphs[name], model, kind)
-            if maps is not None:
-                parts.append(maps)
-                yield name, kind, maps
-        together = _pooled(parts)
-        if together is not None:
-            yield POOLED, kind, together
+    held_out: Mapping[str, HeldOut],
+    graphs: Mapping[str, sp.csr_matrix],
+    model: str,
+    section: str,
+    kind: str,
+) -> Maps | None:
+    """What a model is compared on: a section, or all together."""
+    if section != POOLED:
+        return _maps(held_out[section], graphs[section], model, kind)
+    parts = (_maps(slot, graphs[name], model, kind) for name, slot in held_out.items())
+    return _pooled([maps for maps in parts if maps is not None])
 
 
 def _maps(slot: HeldOut, graph: sp.csr_matrix, model: str, kind: str) -> Maps | None:
@@ -162,7 +198,13 @@ def _maps(slot: HeldOut, graph: sp.csr_matrix, model: str, kind: str) -> Maps | 
         # centred before, or the training mean of the next fold would come in at the border
         smooth = smoothed(patterns[0], graph), smoothed(patterns[1], graph)
         patterns = _centred(smooth, slot.fold)
-    return Maps(np.array(slot.genes)[whole], values, patterns, graph, slot.section.coords)
+    return Maps(
+        np.array(slot.genes)[whole],
+        values,
+        (Columns(patterns[0]), Columns(patterns[1])),
+        graph,
+        slot.section.coords,
+    )
 
 
 def _centred(
@@ -181,14 +223,16 @@ def _pooled(parts: Sequence[Maps]) -> Maps | None:
         return None
     columns = [pd.Index(maps.genes).get_indexer(pd.Index(genes)) for maps in parts]
 
-    def stacked(name: str, side: int) -> FloatArray:
-        tables = (getattr(maps, name)[side][:, k] for maps, k in zip(parts, columns, strict=True))
-        return np.concatenate(list(tables))
+    def stacked(tables: Iterable[Array]) -> FloatArray:
+        return np.concatenate([table[:, k] for table, k in zip(tables, columns, strict=True)])
 
     return Maps(
         genes,
-        (stacked("values", 0), stacked("values", 1)),
-        (stacked("patterns", 0), stacked("patterns", 1)),
+        (stacked(m.values[0] for m in parts), stacked(m.values[1] for m in parts)),
+        (
+            Columns(stacked(m.patterns[0].values for m in parts)),
+            Columns(stacked(m.patterns[1].values for m in parts)),
+        ),
         sp.block_diag([maps.graph for maps in parts], format="csr"),
         None,
     )
@@ -200,7 +244,7 @@ def _gene_scores(maps: Maps) -> dict[str, Array]:
         **{name: score(*maps.patterns) for name, score in PATTERN_METRICS.items()},
         **{name: score(*maps.values) for name, score in VALUE_METRICS.items()},
         SSIM_MAP: nothing if maps.coords is None else ssim_map(*maps.values, maps.coords),
-        **{n: morans_i(v, maps.graph) for n, v in zip(MORAN, maps.patterns, strict=True)},
+        **{n: morans_i(v.values, maps.graph) for n, v in zip(MORAN, maps.patterns, strict=True)},
     }
 
 
@@ -208,5 +252,5 @@ def _section_scores(maps: Maps, measured: Array, predicted: Array) -> dict[str, 
     return (
         moran_agreement(measured, predicted)
         | svg_recovery(measured, predicted)
-        | gene_correlation_error(*maps.patterns)
+        | gene_correlation_error(maps.patterns[0].values, maps.patterns[1].values)
     )

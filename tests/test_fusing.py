@@ -1,0 +1,106 @@
+"""Layers that are put together give what they gave apart; freed memory is used again."""
+
+from __future__ import annotations
+
+import copy
+import resource
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from deepspace.models import network
+from deepspace.models.allocator import keep_freed_memory
+from deepspace.models.backbones import VGG16, LayerOutput
+from deepspace.models.backbones.base import Backbone
+from deepspace.models.fusing import ConvReLU, with_fused_relu
+from deepspace.models.network import IMAGENET, NetworkFeatures, Precision, Reading
+from make_images import noise
+
+
+class Normed(Backbone):
+    """A convolution and its normalisation, used in the order of their definition or not."""
+
+    layers = range(1, 2)
+
+    def __init__(self, in_order: bool) -> None:
+        super().__init__()
+        self.in_order = in_order
+        self.conv = nn.Conv2d(3, 3, 3)
+        self.norm = nn.BatchNorm2d(3)
+        generator = torch.Generator().manual_seed(0)
+        for part in (self.norm.weight.data, self.norm.bias.data, self.norm.running_mean):
+            part.copy_(torch.randn(3, generator=generator))
+        self.norm.running_var.fill_(4.0)
+
+    def layer_outputs(self, x: torch.Tensor, layers: Sequence[int]) -> list[LayerOutput]:
+        first, then = (self.conv, self.norm) if self.in_order else (self.norm, self.conv)
+        return [LayerOutput(then(first(x))) for _ in layers]
+
+
+@pytest.mark.parametrize("in_order", [True, False])
+def test_norms_are_folded_only_where_that_is_right(in_order: bool) -> None:
+    torch.manual_seed(0)
+    backbone = Normed(in_order)
+    reading = Reading((1,), ("mean", "sd"), IMAGENET)
+    exact = NetworkFeatures(copy.deepcopy(backbone), reading, 32, "fp32")
+    rough = NetworkFeatures(backbone, reading, 32, "bf16")
+    a, b = exact(noise(4, 32)), rough(noise(4, 32))
+    assert np.linalg.norm(a - b) < network.TOLERANCE * np.linalg.norm(a)
+    assert isinstance(rough._backbone.norm, nn.Identity if in_order else nn.BatchNorm2d)
+    assert isinstance(backbone.norm, nn.BatchNorm2d)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_fused_relu_gives_the_same_bytes(precision: Precision) -> None:
+    torch.manual_seed(0)
+    features = NetworkFeatures(VGG16(), Reading((2, 3), ("mean", "sd"), IMAGENET), 64, precision)
+    fused = [m for m in features._fast.modules() if isinstance(m, ConvReLU)]
+    assert len(fused) == 13
+    found = features(noise(4, 64))
+    assert found.std() > 0
+    features._fast = features._backbone
+    assert found.tobytes() == features(noise(4, 64)).tobytes()
+
+
+def test_a_fused_network_shares_its_weights() -> None:
+    backbone = VGG16()
+    fused = with_fused_relu(backbone)
+    known = {p.data_ptr() for p in backbone.parameters()}
+    assert {p.data_ptr() for p in fused.parameters()} == known
+    assert isinstance(backbone.features[1], nn.ReLU)
+
+
+class Reflecting(Backbone):
+    """Convolutions that the fused operator does not know."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.Sequential(
+            nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"),
+            nn.ReLU(),
+            nn.Conv2d(4, 4, 3, padding="same"),
+            nn.ReLU(),
+        )
+
+
+def test_other_paddings_stay_as_they_are() -> None:
+    assert not [m for m in with_fused_relu(Reflecting()).modules() if isinstance(m, ConvReLU)]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mallopt is glibc's")
+def test_freed_memory_is_used_again() -> None:
+    keep_freed_memory()
+
+    def faults() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(8):
+            np.ones(40 << 20, np.uint8)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    faults()
+    # one pass over 40 MB is 10,240 pages
+    assert faults() < 10_240
