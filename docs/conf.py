@@ -31,6 +31,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
     "sphinx_design",
+    "sphinx-mathjax-offline",  # equations are drawn without a network
     "command_reference",
 ]
 exclude_patterns = ["_ext", "**.ipynb_checkpoints"]
