@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -391,6 +393,38 @@ def test_means_of_blocks_say_nothing_even_where_they_are_smoothed(
     blocks.predicted["mean"] = means[fold]
     genes, _ = metric_tables({"B": blocks})
     assert (genes[["pearson", "spearman", "mutual_information"]] == 0.0).all(axis=None)
+
+
+def test_each_model_is_compared_with_its_own_sections(tables: dict[str, HeldOut]) -> None:
+    """Two models of one section each, which have the same number of spots and the same genes."""
+    alone = {}
+    for name, slot in tables.items():
+        values = {f"only {name}": slot.predicted["good"], "good": slot.predicted["good"]}
+        alone[name] = replace(slot, predicted=values)
+    genes, sections = metric_tables(alone)
+    for table in (genes, sections):
+        for name in alone:
+            mine = table[table["model"] == f"only {name}"]
+            own, pooled = (mine[mine["section"] == s] for s in (name, POOLED))
+            known = own.columns.drop(["section", "ssim_map"], errors="ignore")
+            pd.testing.assert_frame_equal(
+                own[known].reset_index(drop=True), pooled[known].reset_index(drop=True)
+            )
+
+
+def test_of_one_section_all_together_are_the_same(tables: dict[str, HeldOut]) -> None:
+    genes, sections = metric_tables({"B": tables["B"]}, clusters=3)
+    both, _ = metric_tables(tables, clusters=3)
+    pd.testing.assert_frame_equal(
+        genes[genes["section"] == "B"].reset_index(drop=True),
+        both[both["section"] == "B"].reset_index(drop=True),
+    )
+    pooled, own = (genes[genes["section"] == name].reset_index() for name in (POOLED, "B"))
+    assert pooled["ssim_map"].isna().all()
+    assert own["ssim_map"].notna().all()
+    same = own.columns.drop(["index", "section", "ssim_map"])
+    pd.testing.assert_frame_equal(pooled[same], own[same])
+    assert len(sections) == 2 * sections["model"].nunique() * 2
 
 
 def test_tables_do_not_depend_on_the_order_of_genes(tables: dict[str, HeldOut]) -> None:

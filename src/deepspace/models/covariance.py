@@ -156,14 +156,13 @@ class Patch:
         values: FloatArray,
     ) -> Patch:
         """Patch of spots at `xyz` (spots, 3), of sections `home` (spots,)."""
-        gram = features @ features.T
-        upper = np.triu_indices(len(xyz), 1)
+        shown = features.shape[1] > 0
         return cls(
             plane=pdist(xyz[:, :2]),
             depth=pdist(xyz[:, 2:], "cityblock") if np.ptp(xyz[:, 2]) else None,
             same=(pdist(home[:, None], "cityblock") == 0).astype(np.float64),
-            gram=gram[upper] if features.shape[1] else None,
-            norms=np.diag(gram).copy(),
+            gram=(features @ features.T)[np.triu_indices(len(xyz), 1)] if shown else None,
+            norms=(features**2).sum(axis=1),
             thinness=thinness,
             values=values,
         )

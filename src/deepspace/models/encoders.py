@@ -18,7 +18,6 @@ from torch import Tensor
 
 from deepspace.core.errors import InputError, Problems
 from deepspace.data.patches import PatchSpec
-from deepspace.models.allocator import keep_freed_memory
 from deepspace.models.backbones import Backbone, check_layers, timm_zoo
 from deepspace.models.dense import Maps, embed
 from deepspace.models.encoder_rows import ENCODERS, Embed, NetworkRow, StatisticsRow
@@ -270,7 +269,6 @@ def load_encoder(
     >>> load_encoder("stain").n_features
     192
     """
-    keep_freed_memory()
     request = _request(name, fov_um, size_px, weights, layers)
     row = ENCODERS.get(name)
     if isinstance(row, StatisticsRow):

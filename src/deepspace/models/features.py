@@ -16,6 +16,7 @@ from deepspace.data.patches import READING, PatchSpec, read_patches
 from deepspace.data.stain import StainNormaliser
 from deepspace.data.tissue import tissue_mask
 from deepspace.io.slide import Slide
+from deepspace.models.allocator import freed_memory_reused
 from deepspace.models.dense import compact_groups, dense_features
 from deepspace.models.encoders import Encoder
 
@@ -260,7 +261,8 @@ class FeatureExtractor:
             if key not in self._stains:
                 self._stains[key] = StainNormaliser.fit(slide, tissue_mask(slide))
             normaliser = self._stains[key]
-        parts = [self._encode_spec(slide, coords, s, normaliser) for s in self.encoder.specs]
+        with freed_memory_reused():
+            parts = [self._encode_spec(slide, coords, s, normaliser) for s in self.encoder.specs]
         return np.concatenate(parts, axis=1)
 
     def _encode_spec(

@@ -153,12 +153,12 @@ class GroupField:
         }
         precision = np.eye(width) / covariance.image
         pull = np.zeros((width, values.shape[1]))
-        both = np.concatenate([spots.features, values], axis=1)
-        # without features there are no weights to find
-        for block, rows in self.rows.items() if width else ():
-            white = self.solvers[block].whiten(both[rows])
-            precision += white[:, :width].T @ white[:, :width]
-            pull += white[:, :width].T @ white[:, width:]
+        if width:  # else there are no weights to find
+            both = np.concatenate([spots.features, values], axis=1)
+            for block, rows in self.rows.items():
+                white = self.solvers[block].whiten(both[rows])
+                precision += white[:, :width].T @ white[:, :width]
+                pull += white[:, :width].T @ white[:, width:]
         self.spread = np.linalg.inv(precision)
         self.weights = self.spread @ pull
         self.left = {b: values[r] - spots.features[r] @ self.weights for b, r in self.rows.items()}

@@ -14,7 +14,7 @@ FloatArray = NDArray[np.float64]
 
 # an sd below this part of the mean square is rounding of a constant map
 _ROUNDING = 1e-11
-_CHANNELS = 256  # summed up at once
+_CHANNELS = 256  # summed up at once, with their squares twice as many
 
 
 @dataclass(frozen=True)
@@ -151,8 +151,7 @@ def _table(maps: Tensor, *, squares: bool) -> Tensor:
     if squares:
         torch.mul(own, own, out=inner[..., channels:])
     if maps.device.type != "cpu":
-        torch.cumsum(inner.clone(), 0, out=inner)
-        torch.cumsum(inner.clone(), 1, out=inner)
+        inner.copy_(inner.cumsum(0).cumsum(1))
         return table
     # on a processor cumsum jumps through memory along the axis that it sums; whole lines do not
     for row in range(1, n):

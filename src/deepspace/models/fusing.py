@@ -66,21 +66,34 @@ def with_fused_relu(backbone: Backbone) -> Backbone:
     """The same network with each convolution and the ReLU that follows it in one step.
 
     Only inside of `nn.Sequential`, where the order is known. Weights are shared. On a GPU, or
-    where PyTorch has no such operator, it is the network itself.
+    where PyTorch or the processor has no such operator, it is the network itself.
     """
-    sample = next(backbone.parameters())
-    if sample.device.type != "cpu" or not hasattr(torch.ops.mkldnn, "_convolution_pointwise"):
+    if not _can_fuse(next(backbone.parameters())):
         return backbone
     shared = {id(p): p for p in (*backbone.parameters(), *backbone.buffers())}
     backbone = copy.deepcopy(backbone, shared)
     for module in backbone.modules():
-        if not isinstance(module, nn.Sequential):
+        if type(module) is not nn.Sequential:  # subclasses may have an order of their own
             continue
         for at in range(len(module) - 1):
             conv = module[at]
             if type(conv) is nn.Conv2d and _is_plain(conv) and type(module[at + 1]) is nn.ReLU:
                 module[at], module[at + 1] = ConvReLU(conv), nn.Identity()
     return backbone
+
+
+def _can_fuse(sample: Tensor) -> bool:
+    """Whether the operator works here with numbers like these."""
+    if sample.device.type != "cpu" or not torch.backends.mkldnn.enabled:
+        return False
+    conv = nn.Conv2d(1, 1, 3, padding=1).to(sample.dtype)
+    try:
+        with torch.inference_mode():
+            ConvReLU(conv)(torch.zeros((1, 1, 4, 4), dtype=sample.dtype))
+    except (AttributeError, RuntimeError, TypeError):
+        # not built in, another signature, or a type that this processor does not know
+        return False
+    return True
 
 
 def _is_plain(conv: nn.Conv2d) -> bool:

@@ -175,6 +175,11 @@ class NetworkFeatures:
         self.reading = reading
         self._dtype = torch.float32
         backbone.eval().requires_grad_(False)
+        if not all(bool(p.isfinite().all()) for p in backbone.parameters()):
+            raise InputError(
+                "weights of the network are not all finite numbers: the file is damaged, or its "
+                "training diverged; take another one"
+            )
         self._take(_placed(backbone, self._device, self._dtype))
         self.precision: str = "fp32"
         if precision == "bf16" or (precision == "auto" and fast_bf16(self._device)):

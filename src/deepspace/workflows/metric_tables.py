@@ -46,12 +46,14 @@ SECTION_COLUMNS = (
 
 @dataclass(frozen=True)
 class Maps:
-    """Measured and predicted values of one section, or of all sections one under the other.
+    """Measured and predicted values of one section, or of several one under the other.
 
-    `values` are the pair as it is, `patterns` the pair minus its means in each fold of each
-    section, all (spots, genes); `coords` is None for all sections together.
+    `sections` are the ids of those that a model predicted. `values` are the pair as it is,
+    `patterns` the pair minus its means in each fold of each section, all (spots, genes); `coords`
+    is None for all sections together.
     """
 
+    sections: tuple[str, ...]
     genes: NDArray[np.str_]
     values: tuple[FloatArray, FloatArray]
     patterns: tuple[Columns, Columns]
@@ -135,12 +137,12 @@ def _scored(
     named: Iterable[tuple[str, Maps | None]], section: str, kind: str, clusters: int, seed: int
 ) -> Iterator[_Scored]:
     """Scores of one model after the other on the same spots."""
-    # the measurement is the same for every model that predicted the same genes
-    known: dict[tuple[str, ...], tuple[Columns, NDArray[np.int64]]] = {}
+    # the measurement is the same for every model that predicted the same genes there
+    known: dict[tuple[tuple[str, ...], ...], tuple[Columns, NDArray[np.int64]]] = {}
     for model, maps in named:
         if maps is None:
             continue
-        key = tuple(maps.genes)
+        key = maps.sections, tuple(maps.genes)
         if key not in known:
             own = expression_clusters(maps.patterns[0].values, clusters, seed)
             known[key] = maps.patterns[0], own
@@ -199,6 +201,7 @@ def _maps(slot: HeldOut, graph: sp.csr_matrix, model: str, kind: str) -> Maps | 
         smooth = smoothed(patterns[0], graph), smoothed(patterns[1], graph)
         patterns = _centred(smooth, slot.fold)
     return Maps(
+        (slot.section.section,),
         np.array(slot.genes)[whole],
         values,
         (Columns(patterns[0]), Columns(patterns[1])),
@@ -227,6 +230,7 @@ def _pooled(parts: Sequence[Maps]) -> Maps | None:
         return np.concatenate([table[:, k] for table, k in zip(tables, columns, strict=True)])
 
     return Maps(
+        tuple(name for maps in parts for name in maps.sections),
         genes,
         (stacked(m.values[0] for m in parts), stacked(m.values[1] for m in parts)),
         (
