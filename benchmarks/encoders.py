@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import argparse
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
+from deepspace.models.allocator import freed_memory_reused
 from deepspace.models.encoders import Encoder, load_encoder, needs_weights
 from deepspace.models.network import stained_patch
 from train_cnn import MATRIX, Place, product, shortest
@@ -25,9 +27,16 @@ NAMES = ("stain", "vgg16", "resnet50", "dinov2-s")
 ASKED = {"vgg16": 0.9, "resnet50": 0.55, "dinov2-s": 0.45}
 
 
+def fused_operations(*shapes: Any, out_shape: list[int], **_: object) -> int:
+    """Of a convolution with its ReLU, which torch does not count by itself."""
+    (x, *more) = [shape for shape in shapes if isinstance(shape, torch.Size)]
+    return conv_flop_count(x, next(w for w in more if w != out_shape), out_shape)
+
+
 def operations(encoder: Encoder, patches: np.ndarray) -> int:
     """Floating point operations of these patches."""
-    with FlopCounterMode(display=False) as counter:
+    own = {torch.ops.mkldnn._convolution_pointwise: fused_operations}
+    with FlopCounterMode(display=False, custom_mapping=own) as counter:
         encoder(patches)
     return int(counter.get_total_flops())
 
@@ -49,7 +58,8 @@ def main() -> None:
             encoder = load_encoder(name, weights=weights, fov_um=(150,), precision=precision)
             side = encoder.specs[0].size_px
             patches = np.repeat(stained_patch(side)[None], given.patches, axis=0)
-            seconds = shortest(partial(encoder, patches), place, given.repeats)
+            with freed_memory_reused():  # as for predictions
+                seconds = shortest(partial(encoder, patches), place, given.repeats)
             line = f"  {name:10s} {given.patches / seconds:7.1f} patches/s of {side} px"
             if weights is not None:
                 part = operations(encoder, patches) / seconds / rate

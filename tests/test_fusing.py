@@ -15,9 +15,9 @@ from torch import nn
 from deepspace.core.errors import InputError
 from deepspace.models import network
 from deepspace.models.allocator import _glibc
-from deepspace.models.backbones import VGG16, LayerOutput
+from deepspace.models.backbones import VGG16, LayerOutput, ResNet50
 from deepspace.models.backbones.base import Backbone
-from deepspace.models.fusing import ConvReLU, with_fused_relu
+from deepspace.models.fusing import ConvReLU, FusedBottleneck, with_fused_relu
 from deepspace.models.network import IMAGENET, NetworkFeatures, Precision, Reading
 from make_images import noise
 
@@ -67,6 +67,24 @@ def test_fused_relu_gives_the_same_bytes(precision: Precision) -> None:
     assert found.std() > 0
     features._fast = features._backbone
     assert found.tobytes() == features(noise(4, 64)).tobytes()
+
+
+def test_fused_bottlenecks_are_as_close_to_float32() -> None:
+    """The sum with the shortcut is rounded once, not twice."""
+    torch.manual_seed(0)
+    reading = Reading((2,), ("mean", "sd"), IMAGENET)
+    exact = NetworkFeatures(ResNet50(), reading, 64, "fp32")
+    rough = NetworkFeatures(copy.deepcopy(exact._backbone), reading, 64, "bf16")
+    assert [m for m in rough._fast.modules() if isinstance(m, FusedBottleneck)]
+    wanted, found = exact(noise(4, 64)), rough(noise(4, 64))
+    rough._fast = rough._backbone
+    plain = np.linalg.norm(rough(noise(4, 64)) - wanted)
+    assert 0 < np.linalg.norm(found - wanted) < 1.1 * plain
+
+
+def test_norms_that_are_not_folded_stay() -> None:
+    fused = with_fused_relu(ResNet50())
+    assert not [m for m in fused.modules() if isinstance(m, FusedBottleneck)]
 
 
 def test_a_fused_network_shares_its_weights() -> None:

@@ -13,7 +13,9 @@ _EXPANSION = 4
 _STAGES = ((64, 3, 1), (128, 4, 2), (256, 6, 2), (512, 3, 2))  # width, blocks, stride
 
 
-class _Bottleneck(nn.Module):
+class Bottleneck(nn.Module):
+    """Three convolutions beside a shortcut."""
+
     def __init__(self, c_in: int, width: int, stride: int) -> None:
         super().__init__()
         c_out = width * _EXPANSION
@@ -32,6 +34,7 @@ class _Bottleneck(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (b, 4 width, h, w)."""
         y = torch.relu(self.bn1(self.conv1(x)))
         y = torch.relu(self.bn2(self.conv2(y)))
         y = self.bn3(self.conv3(y))
@@ -58,7 +61,7 @@ class ResNet50(Backbone):
         for number, (width, blocks, stride) in enumerate(_STAGES, start=1):
             stage = nn.Sequential()
             for block in range(blocks):
-                stage.append(_Bottleneck(c_in, width, stride if block == 0 else 1))
+                stage.append(Bottleneck(c_in, width, stride if block == 0 else 1))
                 c_in = width * _EXPANSION
             self.add_module(f"layer{number}", stage)
         self.fc = nn.Linear(c_in, n_classes) if n_classes else None
