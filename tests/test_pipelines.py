@@ -95,9 +95,7 @@ def script_of(text: str, process: str) -> tuple[str, dict[str, str]]:
 
 def filled(text: str, values: dict[str, str]) -> str:
     """What Groovy makes of a string: `${name}`, and backslashes that escape."""
-    text = re.sub(
-        r"\$\{([^{}]+)\}", lambda found: values[re.sub(r"\.replace\(.*", "", found[1])], text
-    )
+    text = re.sub(r"\$\{([^{}]+)\}", lambda found: values[found[1]], text)
     return text.replace("\\\\", "\\")
 
 

@@ -97,18 +97,15 @@ def metric_tables(
         `values`, `spots`, `genes` and `SECTION_COLUMNS`.
     """
     graphs = {name: neighbour_graph(slot.section.coords) for name, slot in held_out.items()}
+    names = _models(held_out, models)
     found: list[_Scored] = []
     for kind in (RAW, SMOOTHED):
         for section in [*held_out, POOLED] if len(held_out) > 1 else held_out:
-            named = (
-                (model, _compared(held_out, graphs, model, section, kind))
-                for model in _models(held_out, models)
-            )
+            named = ((model, _compared(held_out, graphs, model, section, kind)) for model in names)
             found += _scored(named, section, kind, clusters, seed)
     if len(held_out) == 1:
         found += [one.as_all_sections() for one in found]
-    order = {model: number for number, model in enumerate(_models(held_out, models))}
-    found.sort(key=lambda one: (order[one.about["model"]], one.about["values"]))
+    found.sort(key=lambda one: (names.index(one.about["model"]), one.about["values"]))
     if not found:
         return _empty("gene", GENE_COLUMNS), _empty("genes", SECTION_COLUMNS)
     per_gene = [pd.DataFrame(one.about | one.genes) for one in found]
