@@ -10,12 +10,13 @@ Operations are counted by torch, two a multiply-add; times are wall clock, the b
 from __future__ import annotations
 
 import argparse
+import math
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count, sdpa_flop_count
 
 from deepspace.models.allocator import freed_memory_reused
 from deepspace.models.encoders import Encoder, load_encoder, needs_weights
@@ -27,15 +28,36 @@ NAMES = ("stain", "vgg16", "resnet50", "dinov2-s")
 ASKED = {"vgg16": 0.9, "resnet50": 0.55, "dinov2-s": 0.45}
 
 
-def fused_operations(*shapes: Any, out_shape: list[int], **_: object) -> int:
+def fused_operations(x: Any, weight: Any, *_: object, out_shape: list[int], **__: object) -> int:
     """Of a convolution with its ReLU, which torch does not count by itself."""
-    (x, *more) = [shape for shape in shapes if isinstance(shape, torch.Size)]
-    return conv_flop_count(x, next(w for w in more if w != out_shape), out_shape)
+    return conv_flop_count(x, weight, out_shape)
+
+
+def added_operations(
+    _: Any, x: Any, weight: Any, *__: object, out_shape: list[int], **___: object
+) -> int:
+    """Of a convolution whose result is added to a map."""
+    return conv_flop_count(x, weight, out_shape)
+
+
+def attention_operations(query: Any, key: Any, value: Any, *_: object, **__: object) -> int:
+    """Of attention on a processor, which torch counts on a GPU only."""
+    return int(sdpa_flop_count(query, key, value))
+
+
+def dense_operations(x: Any, *shapes: Any, out_shape: list[int], **_: object) -> int:
+    """Of a linear layer with what is done to its result."""
+    return int(2 * math.prod(out_shape) * x[-1])
 
 
 def operations(encoder: Encoder, patches: np.ndarray) -> int:
     """Floating point operations of these patches."""
-    own = {torch.ops.mkldnn._convolution_pointwise: fused_operations}
+    own = {
+        torch.ops.mkldnn._convolution_pointwise: fused_operations,
+        torch.ops.mkldnn._convolution_pointwise_: added_operations,
+        torch.ops.mkldnn._linear_pointwise: dense_operations,
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention_operations,
+    }
     with FlopCounterMode(display=False, custom_mapping=own) as counter:
         encoder(patches)
     return int(counter.get_total_flops())

@@ -6,6 +6,9 @@ import copy
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,9 +18,17 @@ from torch import nn
 from deepspace.core.errors import InputError
 from deepspace.models import network
 from deepspace.models.allocator import _glibc
-from deepspace.models.backbones import VGG16, LayerOutput, ResNet50
+from deepspace.models.backbones import VGG16, LayerOutput, ResNet50, ViT
 from deepspace.models.backbones.base import Backbone
-from deepspace.models.fusing import ConvReLU, FusedBottleneck, _can_fuse, with_fused_relu
+from deepspace.models.backbones.vit import LayerScale, ViTConfig
+from deepspace.models.fusing import (
+    ConvReLU,
+    FusedBlock,
+    FusedBottleneck,
+    _can_fuse,
+    folded,
+    fused,
+)
 from deepspace.models.network import IMAGENET, NetworkFeatures, Precision, Reading
 from make_images import noise
 
@@ -69,32 +80,82 @@ def test_fused_relu_gives_the_same_bytes(precision: Precision) -> None:
     assert found.tobytes() == features(noise(4, 64)).tobytes()
 
 
-@pytest.mark.skipif(
+needs_fused_bf16 = pytest.mark.skipif(
     not _can_fuse(torch.zeros(1, dtype=torch.bfloat16)), reason="no fused bf16 on this processor"
 )
-def test_fused_bottlenecks_are_as_close_to_float32() -> None:
-    """The sum with the shortcut is rounded once, not twice."""
+
+
+def small_vit(**changes: Any) -> ViT:
+    config = ViTConfig(depth=3, dim=32, heads=2, patch=16, grid=4, mlp_dim=64)
+    vit = ViT(replace(config, **changes))
+    for number, part in enumerate(m for m in vit.modules() if isinstance(m, LayerScale)):
+        part.lambda1.data.uniform_(0.2, 1.0 + number)
+    return vit
+
+
+BACKBONES = {
+    "resnet50": ResNet50,
+    "vit": small_vit,
+    "gated vit": partial(small_vit, gated=True, registers=2),
+    "vit without scales": partial(small_vit, layer_scale=False),
+}
+
+
+@needs_fused_bf16
+@pytest.mark.parametrize("name", BACKBONES)
+def test_fused_blocks_are_as_close_to_float32(name: str) -> None:
+    """Sums and activations are rounded once, not twice."""
     torch.manual_seed(0)
     reading = Reading((2,), ("mean", "sd"), IMAGENET)
-    exact = NetworkFeatures(ResNet50(), reading, 64, "fp32")
+    exact = NetworkFeatures(BACKBONES[name](), reading, 64, "fp32")
     rough = NetworkFeatures(copy.deepcopy(exact._backbone), reading, 64, "bf16")
-    assert [m for m in rough._fast.modules() if isinstance(m, FusedBottleneck)]
+    assert [m for m in rough._fast.modules() if isinstance(m, FusedBottleneck | FusedBlock)]
     wanted, found = exact(noise(4, 64)), rough(noise(4, 64))
     rough._fast = rough._backbone
     plain = np.linalg.norm(rough(noise(4, 64)) - wanted)
     assert 0 < np.linalg.norm(found - wanted) < 1.1 * plain
 
 
+@needs_fused_bf16
+@pytest.mark.parametrize("name", BACKBONES)
+def test_layers_that_are_read_are_not_written_over(name: str) -> None:
+    torch.manual_seed(0)
+    backbone = BACKBONES[name]()
+
+    def features(*layers: int) -> np.ndarray:
+        reading = Reading(layers, ("mean",), IMAGENET)
+        return NetworkFeatures(copy.deepcopy(backbone), reading, 64, "bf16")(noise(4, 64))
+
+    assert features(1, 2, 3).tobytes() == np.hstack([features(k) for k in (1, 2, 3)]).tobytes()
+
+
+def test_scales_are_folded_into_the_layers_before_them() -> None:
+    torch.manual_seed(0)
+    vit = small_vit()
+    found = folded(vit)
+    assert not [m for m in found.modules() if isinstance(m, LayerScale)]
+    assert [m for m in vit.modules() if isinstance(m, LayerScale)]
+    x = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        wanted, made = (net.layer_outputs(x, [3])[0].map for net in (vit, found))
+    torch.testing.assert_close(made, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_blocks_of_float32_or_with_scales_stay() -> None:
+    for vit in (folded(small_vit()), small_vit().to(torch.bfloat16)):
+        assert not [m for m in fused(vit).modules() if isinstance(m, FusedBlock)]
+
+
 def test_norms_that_are_not_folded_stay() -> None:
-    fused = with_fused_relu(ResNet50())
-    assert not [m for m in fused.modules() if isinstance(m, FusedBottleneck)]
+    made = fused(ResNet50())
+    assert not [m for m in made.modules() if isinstance(m, FusedBottleneck)]
 
 
 def test_a_fused_network_shares_its_weights() -> None:
     backbone = VGG16()
-    fused = with_fused_relu(backbone)
+    made = fused(backbone)
     known = {p.data_ptr() for p in backbone.parameters()}
-    assert {p.data_ptr() for p in fused.parameters()} == known
+    assert {p.data_ptr() for p in made.parameters()} == known
     assert isinstance(backbone.features[1], nn.ReLU)
 
 
@@ -112,7 +173,7 @@ class Reflecting(Backbone):
 
 
 def test_other_paddings_stay_as_they_are() -> None:
-    assert not [m for m in with_fused_relu(Reflecting()).modules() if isinstance(m, ConvReLU)]
+    assert not [m for m in fused(Reflecting()).modules() if isinstance(m, ConvReLU)]
 
 
 def test_without_the_operator_the_network_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,7 +182,7 @@ def test_without_the_operator_the_network_stays_as_it_is(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(ConvReLU, "forward", refuse)
     backbone = VGG16()
-    assert with_fused_relu(backbone) is backbone
+    assert fused(backbone) is backbone
 
 
 def test_weights_that_are_not_numbers_are_refused() -> None:

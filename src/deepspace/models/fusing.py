@@ -14,28 +14,46 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from deepspace.models.backbones import Backbone
 from deepspace.models.backbones.resnet import Bottleneck
+from deepspace.models.backbones.vit import MLP, Block, LayerScale
 
 
-def without_norms(backbone: Backbone) -> Backbone:
-    """Copy in which each batch normalisation is folded into the convolution defined before it.
+def folded(backbone: Backbone) -> Backbone:
+    """Copy in which batch normalisations and layer scales are part of the layers before them.
 
-    Where layers are not used in the order of their definition this is wrong, so that the result
-    must be compared with what the network gave before.
+    A normalisation is taken to follow the convolution that is defined before it. Where that is
+    wrong, so is the result, which must therefore be compared with what the network gave before.
     """
     backbone = copy.deepcopy(backbone)
     for module in backbone.modules():
-        before: tuple[str, nn.Module] | None = None
-        for name, child in list(module.named_children()):
-            if (
-                before is not None
-                and isinstance(before[1], nn.Conv2d)
-                and type(child) is nn.BatchNorm2d  # subclasses do more
-                and child.num_features == before[1].out_channels
-            ):
-                setattr(module, before[0], fuse_conv_bn_eval(before[1], child))
-                setattr(module, name, nn.Identity())
-            before = name, child
+        _fold_norms(module)
+        if type(module) is Block:
+            module.layer_scale1 = _fold_scale(module.attention.last, module.layer_scale1)
+            module.layer_scale2 = _fold_scale(module.mlp.last, module.layer_scale2)
     return backbone
+
+
+def _fold_norms(module: nn.Module) -> None:
+    before: tuple[str, nn.Module] | None = None
+    for name, child in list(module.named_children()):
+        if (
+            before is not None
+            and isinstance(before[1], nn.Conv2d)
+            and type(child) is nn.BatchNorm2d  # subclasses do more
+            and child.num_features == before[1].out_channels
+        ):
+            setattr(module, before[0], fuse_conv_bn_eval(before[1], child))
+            setattr(module, name, nn.Identity())
+        before = name, child
+
+
+def _fold_scale(last: nn.Module, scale: nn.Module) -> nn.Module:
+    """What is left to do after a layer that took the scale over."""
+    if type(last) is not nn.Linear or type(scale) is not LayerScale:
+        return scale
+    last.weight.data *= scale.lambda1.data[:, None]
+    if last.bias is not None:
+        last.bias.data *= scale.lambda1.data
+    return nn.Identity()
 
 
 class ConvReLU(nn.Module):
@@ -54,21 +72,28 @@ class ConvReLU(nn.Module):
         self.conv = conv
 
     def forward(self, x: Tensor, beside: Tensor | None = None) -> Tensor:
-        """Map (b, c, h, w), none of it below 0; `beside` is a map that is added before."""
+        """Map (b, c, h, w), none of it below 0.
+
+        `beside` is a map that is added before, and that the result takes the place of.
+        """
         conv = self.conv
         how = (conv.padding, conv.stride, conv.dilation, conv.groups)
-        fuse = torch.ops.mkldnn._convolution_pointwise
         if beside is None:
-            fused: Tensor = fuse(x, conv.weight, conv.bias, *how, "relu", [], "")
-            return fused
-        added: Tensor = fuse.binary(
-            *(x, beside, conv.weight, conv.bias), *how, *("add", 1.0, "relu", [], "")
-        )
-        return added
+            alone = torch.ops.mkldnn._convolution_pointwise
+            result: Tensor = alone(x, conv.weight, conv.bias, *how, "relu", [], "")
+            return result
+        # a third of the time of the operator that writes a new map
+        into = torch.ops.mkldnn._convolution_pointwise_.binary
+        into(beside, x, conv.weight, conv.bias, *how, "add", 1.0, "relu", [], "")
+        return beside
 
 
 class FusedBottleneck(nn.Module):
-    """A bottleneck of ResNet whose norms are folded, in three steps instead of eight."""
+    """A bottleneck of ResNet whose norms are folded, in three steps instead of eight.
+
+    Without a convolution in its shortcut it writes its result over its input, so that one must
+    belong to nobody else.
+    """
 
     def __init__(self, block: Bottleneck) -> None:
         super().__init__()
@@ -78,16 +103,65 @@ class FusedBottleneck(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (b, c, h, w)."""
         beside = x if self.downsample is None else self.downsample(x)
-        fused: Tensor = self.last(self.second(self.first(x)), beside)
-        return fused
+        result: Tensor = self.last(self.second(self.first(x)), beside)
+        return result
 
 
-def with_fused_relu(backbone: Backbone) -> Backbone:
-    """The same network with each convolution and the ReLU that follows it in one step.
+class FusedLinear(nn.Module):
+    """A linear layer that does what comes after it before its result is written.
 
-    Only where the order is known: inside of `nn.Sequential`, and in the bottlenecks of ResNet.
-    Weights are shared. On a GPU, or where PyTorch or the processor has no such operator, it is the
-    network itself.
+    Parameters
+    ----------
+    linear
+        Its weights are shared, not copied.
+    gelu
+        Apply the exact GELU to the result.
+    """
+
+    def __init__(self, linear: nn.Linear, *, gelu: bool = False) -> None:
+        super().__init__()
+        self.linear = linear
+        self._after = "gelu" if gelu else "none"
+
+    def forward(self, x: Tensor, beside: Tensor | None = None) -> Tensor:
+        """Tokens (b, n, d); `beside` are tokens that are added."""
+        weight, bias = self.linear.weight, self.linear.bias
+        product = torch.ops.mkldnn._linear_pointwise
+        if beside is None:
+            result: Tensor = product(x, weight, bias, self._after, [], "none")
+            return result
+        added: Tensor = product.binary(x, beside, weight, bias, "add")
+        return added
+
+
+class FusedBlock(nn.Module):
+    """A block of a vision transformer whose linear layers add the biases and the shortcuts."""
+
+    def __init__(self, block: Block) -> None:
+        super().__init__()
+        self.norm1, self.attention = block.norm1, block.attention
+        self.norm2, self.mlp = block.norm2, block.mlp
+        if type(self.mlp) is MLP:
+            self.mlp.activation = nn.Identity()
+        for module in list(self.modules()):
+            for name, child in list(module.named_children()):
+                if type(child) is nn.Linear:
+                    gelu = type(module) is MLP and name == "fc1"
+                    setattr(module, name, FusedLinear(child, gelu=gelu))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens (b, n, dim)."""
+        x = self.attention.last(self.attention.mixed(self.norm1(x)), x)
+        y: Tensor = self.mlp.last(self.mlp.mixed(self.norm2(x)), x)
+        return y
+
+
+def fused(backbone: Backbone) -> Backbone:
+    """The same network with what follows a convolution or linear layer done in the same step.
+
+    Only where the order is known: inside of `nn.Sequential`, in the bottlenecks of ResNet, and in
+    bf16 in the blocks of vision transformers. Weights are shared. On a GPU, or where PyTorch or
+    the processor has no such operators, it is the network itself.
     """
     if not _can_fuse(next(backbone.parameters())):
         return backbone
@@ -96,6 +170,10 @@ def with_fused_relu(backbone: Backbone) -> Backbone:
     for module in list(backbone.modules()):
         if type(module) is nn.Sequential:  # subclasses may have an order of their own
             _fuse_in_order(module)
+        elif type(module) is nn.ModuleList:
+            for at, part in enumerate(module):
+                if type(part) is Block and _can_be_fused(part):
+                    module[at] = FusedBlock(part)
     return backbone
 
 
@@ -105,7 +183,16 @@ def _fuse_in_order(parts: nn.Sequential) -> None:
         if type(part) is nn.Conv2d and type(after) is nn.ReLU and _is_plain(part):
             parts[at], parts[at + 1] = ConvReLU(part), nn.Identity()
         elif type(part) is Bottleneck and not any(isinstance(m, _Norm) for m in part.children()):
-            parts[at] = FusedBottleneck(part)
+            # the input of the first one may be read by others
+            own = at > 0 or part.downsample is not None
+            parts[at] = FusedBottleneck(part) if own else part
+
+
+def _can_be_fused(block: Block) -> bool:
+    """Whether nothing is left between its branches and their sums, in numbers that gain by it."""
+    scales = (block.layer_scale1, block.layer_scale2)
+    plain = all(type(scale) is nn.Identity for scale in scales)
+    return plain and block.norm1.weight.dtype == torch.bfloat16
 
 
 def _can_fuse(sample: Tensor) -> bool:
@@ -114,12 +201,15 @@ def _can_fuse(sample: Tensor) -> bool:
         return False
     # without numbers: drawing them would move the generator
     conv = nn.Conv2d(16, 16, 3, padding=1, device="meta", dtype=sample.dtype)
+    linear = nn.Linear(16, 16, device="meta", dtype=sample.dtype).to_empty(device="cpu")
     part = ConvReLU(conv.to_empty(device="cpu"))
     image = torch.zeros((1, 16, 8, 8), dtype=sample.dtype)
     image = image.contiguous(memory_format=torch.channels_last)
     try:
         with torch.inference_mode():
             part(image, part(image))
+            tokens = FusedLinear(linear, gelu=True)(image[..., 0].mT)
+            FusedLinear(linear)(tokens, tokens)
     except (AttributeError, RuntimeError, TypeError):
         # not built in, another signature, or a type that this processor does not know
         return False

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from deepspace.core.errors import InputError
 from deepspace.models.backbones import Backbone, LayerOutput
-from deepspace.models.fusing import with_fused_relu, without_norms
+from deepspace.models.fusing import folded, fused
 
 Pooling = Literal["mean", "sd", "cls"]
 Precision = Literal["auto", "fp32", "bf16"]
@@ -56,7 +56,7 @@ class InputTransform:
         mean, sd = (
             torch.tensor(values, device=x.device).view(3, 1, 1) for values in (self.mean, self.sd)
         )
-        return (x - mean) / sd
+        return (x - mean).div_(sd)
 
 
 IMAGENET = InputTransform.unit((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -95,21 +95,27 @@ def parse_input(text: str, origin: str) -> InputTransform:
 
 def pool(output: LayerOutput, how: Sequence[Pooling]) -> Tensor:
     """Pooled features (b, d) of one layer, the poolings side by side, in float32."""
-    maps = output.map.float().flatten(2)
+    tokens = output.map.flatten(2).mT.float()
+    # products with a row of weights: reductions over maps whose channels lie together are slow
+    equal = tokens.new_full((1, 1, tokens.shape[1]), 1 / tokens.shape[1]).expand(
+        len(tokens), -1, -1
+    )
+    mean = equal @ tokens
     parts: list[Tensor] = []
     for name in how:
         if name == "cls":
             if output.cls is None:
                 raise ValueError("this backbone has no class token")
             parts.append(output.cls.float())
+        elif name == "mean":
+            parts.append(mean[:, 0])
         else:
-            parts.append(maps.mean(2) if name == "mean" else _spread(maps))
+            parts.append(_root((equal @ (tokens - mean).square_())[:, 0]))
     return torch.cat(parts, dim=1)
 
 
-def _spread(maps: Tensor) -> Tensor:
-    """Standard deviation over a map; of a constant one 0, with a gradient of 0."""
-    variance = maps.var(2, correction=0)
+def _root(variance: Tensor) -> Tensor:
+    """Standard deviation; of a constant map 0, with a gradient of 0."""
     constant = variance <= 0
     return torch.where(constant, 0.0, variance.masked_fill(constant, 1.0).sqrt())
 
@@ -238,14 +244,14 @@ class NetworkFeatures:
         return x.to(self._device)
 
     def _take(self, backbone: Backbone) -> None:
-        self._backbone, self._fast = backbone, with_fused_relu(backbone)
+        self._backbone, self._fast = backbone, fused(backbone)
 
     @torch.inference_mode()
     def _use_bf16(self, patch: NDArray[np.uint8], *, insist: bool) -> None:
         exact_backbone, exact = self._backbone, self._compute(patch[None])
         self._dtype, self.precision = torch.bfloat16, "bf16"
         # where the layers are not used in the order of their definition, folding is wrong
-        for prepare in (without_norms, copy.deepcopy):
+        for prepare in (folded, copy.deepcopy):
             self._take(_placed(prepare(exact_backbone), self._device, self._dtype))
             rough = self._compute(patch[None])
             if np.linalg.norm(rough - exact) <= TOLERANCE * np.linalg.norm(exact):

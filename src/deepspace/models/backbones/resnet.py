@@ -68,8 +68,8 @@ class ResNet50(Backbone):
 
     def layer_outputs(self, x: Tensor, layers: Sequence[int]) -> list[LayerOutput]:
         """See `Backbone.layer_outputs`."""
-        x = torch.relu(self.bn1(self.conv1(x)))
-        x = nn.functional.max_pool2d(x, 3, stride=2, padding=1)
+        x = nn.functional.max_pool2d(self.bn1(self.conv1(x)), 3, stride=2, padding=1)
+        x = torch.relu(x)  # after the maximum, which it leaves as it is: a quarter of the map
         outputs: dict[int, LayerOutput] = {}
         for number in range(1, max(layers) + 1):
             x = self.get_submodule(f"layer{number}")(x)

@@ -103,24 +103,47 @@ class _Attention(nn.Module):
         )
         self.output = nn.ModuleDict({"dense": nn.Linear(dim, dim)})
 
-    def forward(self, x: Tensor) -> Tensor:
+    @property
+    def last(self) -> nn.Module:
+        """The layer that ends the branch."""
+        return self.output["dense"]
+
+    def mixed(self, x: Tensor) -> Tensor:
+        """Values (b, n, dim) weighted over the tokens."""
         query, key, value = (
             self.attention[name](x).unflatten(2, (self.heads, -1)).transpose(1, 2)
             for name in ("query", "key", "value")
         )
         mixed = nn.functional.scaled_dot_product_attention(query, key, value)
-        projected: Tensor = self.output["dense"](mixed.transpose(1, 2).flatten(2))
+        return mixed.transpose(1, 2).flatten(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        projected: Tensor = self.last(self.mixed(x))
         return projected
 
 
-class _MLP(nn.Module):
+class MLP(nn.Module):
+    """Two layers with a GELU between them."""
+
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
+        self.fc1: nn.Module = nn.Linear(dim, hidden)
+        self.activation: nn.Module = nn.GELU()
         self.fc2 = nn.Linear(hidden, dim)
 
+    @property
+    def last(self) -> nn.Module:
+        """The layer that ends the branch."""
+        return self.fc2
+
+    def mixed(self, x: Tensor) -> Tensor:
+        """Activations (b, n, hidden)."""
+        y: Tensor = self.activation(self.fc1(x))
+        return y
+
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.fc2(nn.functional.gelu(self.fc1(x)))
+        """Tokens (b, n, dim)."""
+        y: Tensor = self.last(self.mixed(x))
         return y
 
 
@@ -130,33 +153,49 @@ class _GatedMLP(nn.Module):
         self.weights_in = nn.Linear(dim, 2 * hidden)
         self.weights_out = nn.Linear(hidden, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
+    @property
+    def last(self) -> nn.Module:
+        """The layer that ends the branch."""
+        return self.weights_out
+
+    def mixed(self, x: Tensor) -> Tensor:
+        """Activations (b, n, hidden)."""
         gate, value = self.weights_in(x).chunk(2, dim=-1)
-        y: Tensor = self.weights_out(nn.functional.silu(gate) * value)
+        y: Tensor = nn.functional.silu(gate) * value
+        return y
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.last(self.mixed(x))
         return y
 
 
-class _LayerScale(nn.Module):
+class LayerScale(nn.Module):
+    """A factor per channel."""
+
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.lambda1 = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Tokens (b, n, dim)."""
         return x * self.lambda1
 
 
-class _Block(nn.Module):
+class Block(nn.Module):
+    """Attention and MLP, each beside a shortcut."""
+
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         dim = config.dim
         self.norm1 = nn.LayerNorm(dim, eps=_EPS)
         self.attention = _Attention(dim, config.heads)
-        self.layer_scale1 = _LayerScale(dim) if config.layer_scale else nn.Identity()
+        self.layer_scale1: nn.Module = LayerScale(dim) if config.layer_scale else nn.Identity()
         self.norm2 = nn.LayerNorm(dim, eps=_EPS)
-        self.mlp = _GatedMLP(dim, config.mlp_dim) if config.gated else _MLP(dim, config.mlp_dim)
-        self.layer_scale2 = _LayerScale(dim) if config.layer_scale else nn.Identity()
+        self.mlp = _GatedMLP(dim, config.mlp_dim) if config.gated else MLP(dim, config.mlp_dim)
+        self.layer_scale2: nn.Module = LayerScale(dim) if config.layer_scale else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
+        """Tokens (b, n, dim)."""
         x = x + self.layer_scale1(self.attention(self.norm1(x)))
         y: Tensor = x + self.layer_scale2(self.mlp(self.norm2(x)))
         return y
@@ -174,7 +213,7 @@ class ViT(Backbone):
         self.layers = range(1, config.depth + 1)
         self.width = config.dim
         self.embeddings = _Embeddings(config)
-        self.encoder = nn.ModuleDict({"layer": nn.ModuleList(_Block(config) for _ in self.layers)})
+        self.encoder = nn.ModuleDict({"layer": nn.ModuleList(Block(config) for _ in self.layers)})
         self.layernorm = nn.LayerNorm(config.dim, eps=_EPS)
 
     def layer_outputs(self, x: Tensor, layers: Sequence[int]) -> list[LayerOutput]:
