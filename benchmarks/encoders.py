@@ -45,7 +45,7 @@ def attention_operations(query: Any, key: Any, value: Any, *_: object, **__: obj
     return int(sdpa_flop_count(query, key, value))
 
 
-def dense_operations(x: Any, *shapes: Any, out_shape: list[int], **_: object) -> int:
+def dense_operations(x: Any, *_: Any, out_shape: list[int], **__: object) -> int:
     """Of a linear layer with what is done to its result."""
     return int(2 * math.prod(out_shape) * x[-1])
 

@@ -20,12 +20,16 @@ from deepspace.models import network
 from deepspace.models.allocator import _glibc
 from deepspace.models.backbones import VGG16, LayerOutput, ResNet50, ViT
 from deepspace.models.backbones.base import Backbone
+from deepspace.models.backbones.resnet import Bottleneck
 from deepspace.models.backbones.vit import LayerScale, ViTConfig
 from deepspace.models.fusing import (
     ConvReLU,
     FusedBlock,
     FusedBottleneck,
+    FusedLinear,
     _can_fuse,
+    _try_images,
+    _try_tokens,
     folded,
     fused,
 )
@@ -72,16 +76,18 @@ def test_norms_are_folded_only_where_that_is_right(in_order: bool) -> None:
 def test_fused_relu_gives_the_same_bytes(precision: Precision) -> None:
     torch.manual_seed(0)
     features = NetworkFeatures(VGG16(), Reading((2, 3), ("mean", "sd"), IMAGENET), 64, precision)
-    fused = [m for m in features._fast.modules() if isinstance(m, ConvReLU)]
-    assert len(fused) == (13 if _can_fuse(features._backbone.features[0].weight) else 0)
+    made = [m for m in features._fast.modules() if isinstance(m, ConvReLU)]
+    assert len(made) == (13 if _can_fuse(features._backbone.features[0].weight, _try_images) else 0)
     found = features(noise(4, 64))
     assert found.std() > 0
     features._fast = features._backbone
     assert found.tobytes() == features(noise(4, 64)).tobytes()
 
 
+BF16 = torch.zeros(1, dtype=torch.bfloat16)
 needs_fused_bf16 = pytest.mark.skipif(
-    not _can_fuse(torch.zeros(1, dtype=torch.bfloat16)), reason="no fused bf16 on this processor"
+    not (_can_fuse(BF16, _try_images) and _can_fuse(BF16, _try_tokens)),
+    reason="no fused bf16 on this processor",
 )
 
 
@@ -159,21 +165,44 @@ def test_a_fused_network_shares_its_weights() -> None:
     assert isinstance(backbone.features[1], nn.ReLU)
 
 
-class Reflecting(Backbone):
-    """Convolutions that the fused operator does not know."""
+class Holding(Backbone):
+    """Some layers in their order."""
 
-    def __init__(self) -> None:
+    def __init__(self, parts: nn.Sequential) -> None:
         super().__init__()
-        self.parts = nn.Sequential(
-            nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"),
-            nn.ReLU(),
-            nn.Conv2d(4, 4, 3, padding="same"),
-            nn.ReLU(),
-        )
+        self.parts = parts
 
 
 def test_other_paddings_stay_as_they_are() -> None:
-    assert not [m for m in fused(Reflecting()).modules() if isinstance(m, ConvReLU)]
+    reflecting = nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect")
+    same = nn.Conv2d(4, 4, 3, padding="same")
+    backbone = Holding(nn.Sequential(reflecting, nn.ReLU(), same, nn.ReLU()))
+    assert not [m for m in fused(backbone).modules() if isinstance(m, ConvReLU)]
+
+
+def test_either_operator_is_used_without_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: FusedLinear, x: torch.Tensor) -> torch.Tensor:
+        raise AttributeError("no such operator")
+
+    monkeypatch.setattr(FusedLinear, "forward", refuse)
+    backbone = VGG16()
+    able = _can_fuse(backbone.features[0].weight, _try_images)
+    assert (fused(backbone) is not backbone) == able
+
+
+@needs_fused_bf16
+def test_a_shortcut_that_others_may_read_is_not_written_over() -> None:
+    torch.manual_seed(0)
+    blocks = nn.Sequential(nn.Identity(), *(Bottleneck(16, 4, 1) for _ in range(2)))
+    backbone = folded(Holding(blocks).eval()).to(torch.bfloat16)
+    made = fused(backbone)
+    assert [type(part) for part in made.parts] == [nn.Identity, Bottleneck, FusedBottleneck]
+    assert [type(part) for part in backbone.parts] == [nn.Identity, Bottleneck, Bottleneck]
+    x = torch.randn(1, 16, 8, 8, dtype=torch.bfloat16).to(memory_format=torch.channels_last)
+    before = x.clone()
+    with torch.inference_mode():
+        made.parts(x)
+    assert x.equal(before)
 
 
 def test_without_the_operator_the_network_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,6 +210,7 @@ def test_without_the_operator_the_network_stays_as_it_is(monkeypatch: pytest.Mon
         raise RuntimeError("bf16 path needs the cpu support avx512bw")
 
     monkeypatch.setattr(ConvReLU, "forward", refuse)
+    monkeypatch.setattr(FusedLinear, "forward", refuse)
     backbone = VGG16()
     assert fused(backbone) is backbone
 

@@ -16,8 +16,9 @@ from deepspace.models.base import FloatArray
 from deepspace.models.examples import Patches, Rows
 from deepspace.models.loop import Examples, PatchRows
 from deepspace.models.losses import Loss
-from deepspace.models.network import BATCH
 from deepspace.models.trainable import TrainableNetwork
+
+BATCH = 16  # bounds the memory of what needs no gradients
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from deepspace.models.dense import Maps, embed
 from deepspace.models.encoder_rows import ENCODERS, Embed, NetworkRow, StatisticsRow
 from deepspace.models.network import (
     MEAN_SD,
+    VERSION,
     InputTransform,
     NetworkFeatures,
     Precision,
@@ -197,6 +198,7 @@ class Pretrained:
         size_px = self.specs[0].size_px
         network = NetworkFeatures(self.backbone, self.reading, size_px, precision, device)
         identity = {
+            "version": VERSION,
             "weights": self.weights.origin,
             "weights_sha256": self.weights.sha256,
             "precision": network.precision,

@@ -6,6 +6,7 @@ Reading and writing a map that is only scaled or clipped costs as much as many a
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -57,9 +58,10 @@ def _fold_scale(last: nn.Module, scale: nn.Module) -> nn.Module:
 
 
 class ConvReLU(nn.Module):
-    """A convolution whose ReLU is applied before its map is written; on a processor only.
+    """A convolution whose ReLU is applied before its map is written.
 
-    The operator is the one that ``torch.compile`` puts there, without its compiler.
+    The operator is the one that ``torch.compile`` puts there, without its compiler: on a processor
+    only, for maps that are channels_last, without gradients.
 
     Parameters
     ----------
@@ -74,7 +76,7 @@ class ConvReLU(nn.Module):
     def forward(self, x: Tensor, beside: Tensor | None = None) -> Tensor:
         """Map (b, c, h, w), none of it below 0.
 
-        `beside` is a map that is added before, and that the result takes the place of.
+        `beside` is a map that is added before the ReLU; the result is written over it.
         """
         conv = self.conv
         how = (conv.padding, conv.stride, conv.dilation, conv.groups)
@@ -156,6 +158,9 @@ class FusedBlock(nn.Module):
         return y
 
 
+_BOTTLENECKS = (Bottleneck, FusedBottleneck)
+
+
 def fused(backbone: Backbone) -> Backbone:
     """The same network with what follows a convolution or linear layer done in the same step.
 
@@ -163,14 +168,16 @@ def fused(backbone: Backbone) -> Backbone:
     bf16 in the blocks of vision transformers. Weights are shared. On a GPU, or where PyTorch or
     the processor has no such operators, it is the network itself.
     """
-    if not _can_fuse(next(backbone.parameters())):
+    sample = next(backbone.parameters())
+    images, tokens = _can_fuse(sample, _try_images), _can_fuse(sample, _try_tokens)
+    if not images and not tokens:
         return backbone
     shared = {id(p): p for p in (*backbone.parameters(), *backbone.buffers())}
     backbone = copy.deepcopy(backbone, shared)
     for module in list(backbone.modules()):
-        if type(module) is nn.Sequential:  # subclasses may have an order of their own
+        if images and type(module) is nn.Sequential:  # subclasses may have an order of their own
             _fuse_in_order(module)
-        elif type(module) is nn.ModuleList:
+        elif tokens and type(module) is nn.ModuleList:
             for at, part in enumerate(module):
                 if type(part) is Block and _can_be_fused(part):
                     module[at] = FusedBlock(part)
@@ -183,8 +190,8 @@ def _fuse_in_order(parts: nn.Sequential) -> None:
         if type(part) is nn.Conv2d and type(after) is nn.ReLU and _is_plain(part):
             parts[at], parts[at + 1] = ConvReLU(part), nn.Identity()
         elif type(part) is Bottleneck and not any(isinstance(m, _Norm) for m in part.children()):
-            # the input of the first one may be read by others
-            own = at > 0 or part.downsample is not None
+            # its input may be read by others, unless it is the map of a block before it
+            own = part.downsample is not None or (at > 0 and type(parts[at - 1]) in _BOTTLENECKS)
             parts[at] = FusedBottleneck(part) if own else part
 
 
@@ -192,28 +199,35 @@ def _can_be_fused(block: Block) -> bool:
     """Whether nothing is left between its branches and their sums, in numbers that gain by it."""
     scales = (block.layer_scale1, block.layer_scale2)
     plain = all(type(scale) is nn.Identity for scale in scales)
+    plain &= all(type(branch.last) is nn.Linear for branch in (block.attention, block.mlp))
     return plain and block.norm1.weight.dtype == torch.bfloat16
 
 
-def _can_fuse(sample: Tensor) -> bool:
-    """Whether the operator works here with numbers like these."""
+def _can_fuse(sample: Tensor, attempt: Callable[[torch.dtype], object]) -> bool:
+    """Whether the operators work here with numbers like these."""
     if sample.device.type != "cpu" or not torch.backends.mkldnn.enabled:
         return False
-    # without numbers: drawing them would move the generator
-    conv = nn.Conv2d(16, 16, 3, padding=1, device="meta", dtype=sample.dtype)
-    linear = nn.Linear(16, 16, device="meta", dtype=sample.dtype).to_empty(device="cpu")
-    part = ConvReLU(conv.to_empty(device="cpu"))
-    image = torch.zeros((1, 16, 8, 8), dtype=sample.dtype)
-    image = image.contiguous(memory_format=torch.channels_last)
     try:
         with torch.inference_mode():
-            part(image, part(image))
-            tokens = FusedLinear(linear, gelu=True)(image[..., 0].mT)
-            FusedLinear(linear)(tokens, tokens)
+            attempt(sample.dtype)
     except (AttributeError, RuntimeError, TypeError):
         # not built in, another signature, or a type that this processor does not know
         return False
     return True
+
+
+def _try_images(dtype: torch.dtype) -> None:
+    # without numbers: drawing them would move the generator
+    conv = nn.Conv2d(16, 16, 3, padding=1, device="meta", dtype=dtype)
+    part = ConvReLU(conv.to_empty(device="cpu"))
+    image = torch.zeros((1, 16, 8, 8), dtype=dtype).contiguous(memory_format=torch.channels_last)
+    part(image, part(image))
+
+
+def _try_tokens(dtype: torch.dtype) -> None:
+    linear = nn.Linear(16, 16, device="meta", dtype=dtype).to_empty(device="cpu")
+    tokens = FusedLinear(linear, gelu=True)(torch.zeros((1, 8, 16), dtype=dtype))
+    FusedLinear(linear)(tokens, tokens)
 
 
 def _is_plain(conv: nn.Conv2d) -> bool:
