@@ -1,4 +1,4 @@
-"""Run the command line inside the test's process."""
+"""Run the command line inside the test's process, and settings that suit small blocks."""
 
 from __future__ import annotations
 
@@ -10,6 +10,17 @@ from jsonschema import Draft202012Validator
 
 from deepspace import cli
 from deepspace.workflows.schema import schema
+
+# of a tiny block, which has few genes; held-out scores with little beside them
+TINY_SETTINGS = """
+[qc]
+min_genes = 20
+[encoder]
+fov_um = [150]
+[evaluate]
+moves = 2
+leak_gap = "none"
+"""
 
 
 def call(*args: object, capsys: pytest.CaptureFixture[str] | None = None) -> tuple[int, str, str]:

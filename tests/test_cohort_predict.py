@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calls import call
+from calls import TINY_SETTINGS, call
 from deepspace.core.errors import InputError
 from deepspace.core.rows import RowStore
 from deepspace.simulate import BlockConfig, simulate_block
@@ -24,15 +24,6 @@ from deepspace.workflows.cohort_predict import CohortOptions, predict_cohort, pr
 from deepspace.workflows.executors import Executor
 from deepspace.workflows.predict import PredictOptions
 
-SETTINGS = """
-[qc]
-min_genes = 20
-[encoder]
-fov_um = [150]
-[evaluate]
-moves = 2
-leak_gap = "none"
-"""
 ALL = PredictOptions(all_genes=True)
 
 
@@ -45,7 +36,7 @@ def block(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def model(block: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
-    (folder / "tiny.toml").write_text(SETTINGS)
+    (folder / "tiny.toml").write_text(TINY_SETTINGS)
     options = ["--genes", "expressed:10", "--config", folder / "tiny.toml", "--quiet"]
     assert call("train", block, "--out", folder / "m", *options)[0] == 0
     return folder / "m"

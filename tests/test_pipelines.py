@@ -12,20 +12,12 @@ from pathlib import Path
 import anndata
 import pytest
 
+from calls import TINY_SETTINGS
 from deepspace.simulate import BlockConfig, simulate_block
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SECTIONS = ("S1", "S2", "S3")
 OPTIONS = {"model": "probe", "genes": "expressed:20", "at": "grid:200"}
-SETTINGS = """
-[qc]
-min_genes = 20
-[encoder]
-fov_um = [150]
-[evaluate]
-moves = 2
-leak_gap = "none"
-"""
 
 pytestmark = pytest.mark.slow
 
@@ -34,7 +26,7 @@ pytestmark = pytest.mark.slow
 def sheet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     block = simulate_block(BlockConfig.preset("tiny", seed=6, n_sections=3, unmeasured=("S3",)))
     path = block.write(tmp_path_factory.mktemp("cohort"))
-    path.with_name("settings.toml").write_text(SETTINGS, encoding="utf-8")
+    path.with_name("settings.toml").write_text(TINY_SETTINGS, encoding="utf-8")
     return path
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from calls import call
+from calls import TINY_SETTINGS, call
 from deepspace.core.errors import InputError
 from deepspace.core.resume import partial_folder, working_folder
 from deepspace.core.rows import RowStore
@@ -29,10 +29,7 @@ def sheet(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("config") / "tiny.toml"
-    path.write_text(
-        "[qc]\nmin_genes = 20\n[encoder]\nfov_um = [150]\n"
-        '[evaluate]\nmoves = 2\nleak_gap = "none"\n'
-    )
+    path.write_text(TINY_SETTINGS)
     return path
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from calls import TINY_SETTINGS
 from deepspace.simulate import BlockConfig, simulate_block
 from deepspace.simulate.ihc import draw_ihc
 
@@ -27,14 +28,7 @@ ELSEWHERE = {
     "deepspace view": "test_viewer_browser.py",
     "--weights FOLDER": "test_cnn_cli.py, test_network_parity.py",
 }
-SHORT = """
-[qc]
-min_genes = 20
-[encoder]
-fov_um = [150]
-[evaluate]
-moves = 2
-leak_gap = "none"
+SHORT = f"""{TINY_SETTINGS}
 [student]
 rounds = 1
 tiles = 300

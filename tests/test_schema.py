@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator, ValidationError
 
-from calls import call, holds
+from calls import TINY_SETTINGS, call, holds
 from deepspace.core.errors import InputError
 from deepspace.simulate import BlockConfig, simulate_block
 from deepspace.workflows.schema import SCHEMAS, schema
@@ -26,10 +26,7 @@ def sheet(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> list[object]:
     config = tmp_path_factory.mktemp("config") / "tiny.toml"
-    config.write_text(
-        "[qc]\nmin_genes = 20\n[encoder]\nfov_um = [150]\n"
-        '[evaluate]\nmoves = 2\nleak_gap = "none"\n'
-    )
+    config.write_text(TINY_SETTINGS)
     return ["--genes", "expressed:30", "--config", config, *OPTIONS]
 
 
