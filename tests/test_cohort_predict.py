@@ -237,7 +237,7 @@ def test_a_wrong_request_is_refused_as_a_whole(
     code, _, error = call("predict", model, sheet, "--out", out, *options, capsys=capsys)
     assert code == 2
     assert message in error
-    assert not list(out.glob("*.h5ad"))
+    assert not out.exists()
 
 
 def test_a_folder_of_the_users_is_not_written_into(

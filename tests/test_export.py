@@ -24,7 +24,7 @@ from deepspace.output import write
 from deepspace.output.ometiff import make_grid, write_ome_tiff
 from deepspace.output.prediction_file import PredictionFile
 from deepspace.output.qupath import Threshold, areas_geojson, outlines
-from deepspace.workflows.export import ExportSettings, export
+from deepspace.workflows.export import ExportSettings, export, format_export
 from make_sections import lattice, make_section
 
 GENES = ["A", "HLA-B", "C", "D"]
@@ -161,6 +161,7 @@ def test_thresholds_become_areas(saved: tuple[Path, AnnData], tmp_path: Path) ->
     wanted = ExportSettings(thresholds=("A>=0.5", "HLA-B >= 9"))
     said = export(path, to="geojson", out=tmp_path / "x.geojson", settings=wanted)
     assert said["areas"] == ["A >= 0.5"]  # the other lies nowhere
+    assert "areas (A >= 0.5) are in" in format_export(said)
     (region,) = read_regions(tmp_path / "x.geojson")
     expected = (adata.X[:, 0] >= 0.5) & adata.obs["in_tissue"].to_numpy()
     np.testing.assert_array_equal(region.contains(adata.obsm["spatial"]), expected)
@@ -234,6 +235,20 @@ def test_what_does_not_fit_is_refused(
             overwrite=True,
         )
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_folder_is_no_prediction(saved: tuple[Path, AnnData], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is a folder; give one prediction"):
+        export(saved[0].parent, to="anndata", out=tmp_path / "out.h5ad")
+
+
+def test_measured_values_need_measurements(saved: tuple[Path, AnnData], tmp_path: Path) -> None:
+    path, adata = saved
+    adata.obs["measured"] = False
+    adata.write_h5ad(path)
+    chosen = ExportSettings(values="measured")
+    with pytest.raises(InputError, match="no point was measured"):
+        export(path, to="ome-tiff", out=tmp_path / "x.ome.tif", settings=chosen)
 
 
 def test_nothing_is_replaced_unasked(saved: tuple[Path, AnnData], tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import builtins
 import json
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from anndata import AnnData
@@ -129,6 +130,14 @@ def test_faults_of_h5ad(adata: AnnData, tmp_path: Path, image: Path, array: Arra
     path = written(adata, tmp_path)
     path.write_bytes(path.read_bytes()[:3000])
     with pytest.raises(InputError, match="damaged or cut short"):
+        read_section(path, image=image)
+    adata.write_h5ad(path, compression="gzip")
+    with h5py.File(path) as file:
+        where = file["X"].id.get_chunk_info(0).byte_offset
+    whole = bytearray(path.read_bytes())
+    whole[where : where + 10] = bytes(10)
+    path.write_bytes(whole)
+    with pytest.raises(InputError, match="cannot be read as AnnData"):
         read_section(path, image=image)
     path.write_text("text")
     with pytest.raises(InputError, match="is not an HDF5 file"):

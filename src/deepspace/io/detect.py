@@ -41,6 +41,8 @@ def read_parts(path: Path, request: Request) -> tuple[Parts, str]:
         return visium_hd.read_visium_hd(path, request), spaceranger.sample_name(path)
     if spaceranger.is_spaceranger(path):
         return spaceranger.read_spaceranger(path, request), spaceranger.sample_name(path)
+    if (path / "model.json").is_file():
+        raise InputError(f"{path}: is a model of deepspace, not data; give {_KNOWN}")
     raise InputError(f"{path}: is not a folder that can be read; give {_KNOWN}")
 
 

@@ -47,8 +47,10 @@ def read_h5ad(path: Path, *, platform: str = "h5ad") -> Parts:
             )
     try:
         adata = anndata.read_h5ad(path)
-    except (OSError, KeyError, ValueError, TypeError, anndata.io.AnnDataReadError) as error:
-        raise InputError(f"{path}: cannot be read as AnnData ({error}); write it again") from error
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        raise InputError(
+            f"{path}: cannot be read as AnnData ({error}); copy or write it again"
+        ) from error
     parts = from_anndata(adata, path, platform)
     parts.sources["counts"] = path
     return parts

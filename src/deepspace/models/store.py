@@ -145,6 +145,12 @@ def read_card(folder: Path) -> ModelCard:
     path = folder / "model.json"
     if (folder / "model" / path.name).is_file():
         raise InputError(f"{folder}: the model of this result is in {folder / 'model'}; give that")
+    if not folder.is_dir():
+        found = "is a file" if folder.exists() else "does not exist"
+        raise InputError(
+            f"{folder}: {found}; the model comes first: give the folder that train wrote, then the "
+            "cohort sheet"
+        )
     if not path.is_file():
         raise InputError(
             f"{folder}: not a deepspace model (no model.json); make one with "

@@ -60,6 +60,8 @@ class PredictionFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        if path.is_dir() and path.suffix != ".zarr":
+            raise InputError(f"{path}: is a folder; give one prediction, such as {path}/NAME.h5ad")
         try:
             self._group = _open(path)
             self.obs: pd.DataFrame = read_elem(self._group["obs"])

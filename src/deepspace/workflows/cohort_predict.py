@@ -22,7 +22,7 @@ from deepspace.core.progress import log
 from deepspace.core.provenance import versions
 from deepspace.io.sheet import Row, list_sections
 from deepspace.output.write import ZARR, write_json
-from deepspace.workflows.executors import Executor, run_all
+from deepspace.workflows.executors import Executor, check_executor, run_all
 from deepspace.workflows.points import grid_stride
 from deepspace.workflows.pointwise import picture_of
 from deepspace.workflows.predict import PredictOptions, open_trained, predict_to_file
@@ -155,6 +155,7 @@ def predict_cohort(
     grid_stride(at)
     if cohort.format not in FORMATS:
         raise InputError(f"--format {cohort.format}: take {' or '.join(FORMATS)}")
+    check_executor(cohort.executor)  # before anything is written
     options = options or PredictOptions()
     # a model that cannot be used is told once, not by every section
     open_trained(model, options.weights, options.device)

@@ -46,17 +46,29 @@ def run_all(
     InputError
         If there is no such executor, an option does not belong to it, or no cluster answers.
     """
+    check_executor(executor)
+    return EXECUTORS[executor.kind](work, parts, executor)
+
+
+def check_executor(executor: Executor) -> None:
+    """Refuse an executor that does not exist, or options that are not its own.
+
+    Raises
+    ------
+    InputError
+    """
     if executor.kind not in EXECUTORS:
         raise InputError(f"--executor {executor.kind}: take {' or '.join(EXECUTORS)}")
-    return EXECUTORS[executor.kind](work, parts, executor)
+    for option, value in (("--address", executor.address), ("--workers", executor.workers)):
+        if value is not None and executor.kind == "local":
+            raise InputError(f"{option} {value}: belongs to --executor dask")
+    if executor.workers is not None and executor.workers < 1:
+        raise InputError(f"--workers {executor.workers}: give a whole number from 1")
 
 
 def _local(
     work: Callable[[T], R], parts: Sequence[T], executor: Executor
 ) -> Iterator[tuple[T, R | BaseException]]:
-    for option, value in (("--address", executor.address), ("--workers", executor.workers)):
-        if value is not None:
-            raise InputError(f"{option} {value}: belongs to --executor dask")
     for part in parts:
         try:
             yield part, work(part)
@@ -94,8 +106,6 @@ def _client(distributed: Any, executor: Executor) -> AbstractContextManager[Any]
                 f"--address {executor.address}: no dask scheduler answers ({error})"
             ) from error
         return closing(client)
-    if executor.workers is not None and executor.workers < 1:
-        raise InputError(f"--workers {executor.workers}: give a whole number from 1")
     # closing the client closes the cluster that it has started
     return closing(
         distributed.Client(

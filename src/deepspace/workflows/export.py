@@ -95,6 +95,8 @@ class _Job:
         used = file.used()
         if self.settings.values == keys.MEASURED:
             used = used & file.obs[keys.MEASURED].to_numpy(bool)
+            if not used.any():
+                raise InputError(f"{file.path}: no point was measured; choose --values mean")
         return make_grid(
             file.coords,
             used,
@@ -192,6 +194,9 @@ def export(
 
 def format_export(summary: dict[str, Any]) -> str:
     """Say in a line what was written."""
+    if "areas" in summary:
+        names = ", ".join(summary["areas"]) or "none was found"
+        return f"{summary['section']}: areas ({names}) are in {summary['out']}"
     return (
         f"{summary['section']}: {summary['points']} points, {summary['genes']} genes or clusters "
         f"({summary['values']}) are in {summary['out']}"
