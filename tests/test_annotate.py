@@ -483,6 +483,8 @@ def test_bad_requests_say_what_to_do(folder: Path, prediction: AnnData) -> None:
         annotate(prediction, regions=far)
     with pytest.raises(InputError, match="--n-clusters 60: 99 points allow 2 to 19"):
         annotate(prediction, settings=AnnotateSettings(n_clusters=60))
+    with pytest.raises(InputError, match="--n-clusters 0: 99 points allow 2 to 19"):
+        annotate(prediction, settings=AnnotateSettings(n_clusters=0))
     with pytest.raises(InputError, match="give one of the two"):
         annotate(prediction, clusters=prediction, settings=TWO)
     with pytest.raises(InputError, match="no gene set has 50 genes"):

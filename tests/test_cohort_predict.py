@@ -223,6 +223,7 @@ def test_shards_share_a_folder(model: Path, sheet: Path, tmp_path: Path) -> None
         (["--format", "csv"], "take h5ad or zarr"),
         (["--at", "nowhere"], "nowhere"),
         (["--executor", "dask", "--workers", "0"], "from 1"),
+        (["--executor", "dask", "--workers", "2", "--address", "tcp://h:1"], "leave one out"),
     ],
 )
 def test_a_wrong_request_is_refused_as_a_whole(

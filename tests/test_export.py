@@ -218,6 +218,7 @@ def test_columns_are_read_in_blocks(
         ("geojson", "x.geojson", {}, "holds no clusters"),
         ("geojson", "x.geojson", {"thresholds": ("A>0.5",)}, "GENE>=VALUE"),
         ("geojson", "x.geojson", {"thresholds": ("Q>=0.5",)}, "does not hold Q"),
+        ("spatialdata", "x.zarr", {"image_px": 0}, "at least 1"),
         ("anndata", "x.h5ad", {"into": Path("s.zarr")}, "only for --to spatialdata"),
         ("anndata", "p.h5ad", {}, "is or holds the input"),
     ],

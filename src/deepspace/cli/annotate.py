@@ -25,8 +25,7 @@ def annotate(
         Path | None, typer.Option(help="FILE.h5ad: clusters predicted at the same points.")
     ] = None,
     n_clusters: Annotated[
-        int | None,
-        typer.Option(min=2, help="Compute so many clusters (k-means); 6 if there are none."),
+        int | None, typer.Option(help="Compute so many clusters (k-means); 6 if there are none.")
     ] = None,
     builtin: Annotated[
         bool, typer.Option("--builtin/--no-builtin", help="Use the gene sets of deepspace too.")

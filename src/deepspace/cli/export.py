@@ -39,8 +39,7 @@ def export(
         Path | None, typer.Option(help="The slide's image or the cohort sheet, if it has moved.")
     ] = None,
     image_px: Annotated[
-        int | None,
-        typer.Option(min=1, help="Longer side of the image in SpatialData; full if not given."),
+        int | None, typer.Option(help="Longer side of the image in SpatialData; full if not given.")
     ] = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,

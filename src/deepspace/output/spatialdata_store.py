@@ -91,9 +91,11 @@ def to_spatialdata(
     Raises
     ------
     InputError
-        If SpatialData is not installed.
+        If SpatialData is not installed, or `image_px` is below 1.
     """
     spatialdata = require_spatialdata()
+    if image_px is not None and image_px < 1:
+        raise InputError(f"--image-px {image_px}: must be at least 1")
     ((section, library),) = adata.uns[keys.SPATIAL].items()
     systems = (section, _SYSTEM)
     element = element_name(section if name is None else name)
@@ -190,8 +192,6 @@ def _pyramid(slide: Slide, image_px: int | None, systems: tuple[str, ...]) -> An
     from spatialdata.transformations import Scale  # noqa: PLC0415
 
     longer = max(slide.width, slide.height)
-    if image_px is not None and image_px < 1:
-        raise InputError(f"--image-px {image_px}: must be at least 1")
     step = 1.0 if image_px is None else max(1.0, longer / image_px)
     width, height = (max(1, int(side / step)) for side in (slide.width, slide.height))
     halvings = 0

@@ -192,7 +192,8 @@ def cluster_labels(
     elif count is None and keys.CLUSTER in subject.table.obs:
         labels, how = Given()(subject.table), "obs['cluster'] of the prediction"
     else:
-        labels, how = _kmeans(subject, count or CLUSTERS), "k-means of the predicted expression"
+        count = CLUSTERS if count is None else count
+        labels, how = _kmeans(subject, count), "k-means of the predicted expression"
     labels = np.where(subject.used, labels, NONE)
     if len(set(labels.tolist()) - {NONE}) < 2:
         raise InputError(f"{how}: fewer than two clusters among the points; give --n-clusters")

@@ -56,12 +56,15 @@ def check_executor(executor: Executor) -> None:
     Raises
     ------
     InputError
+        If they do not fit together.
     """
     if executor.kind not in EXECUTORS:
         raise InputError(f"--executor {executor.kind}: take {' or '.join(EXECUTORS)}")
     for option, value in (("--address", executor.address), ("--workers", executor.workers)):
         if value is not None and executor.kind == "local":
             raise InputError(f"{option} {value}: belongs to --executor dask")
+    if executor.address is not None and executor.workers is not None:
+        raise InputError("--workers: a cluster at an --address has its own; leave one out")
     if executor.workers is not None and executor.workers < 1:
         raise InputError(f"--workers {executor.workers}: give a whole number from 1")
 
@@ -97,8 +100,6 @@ def _dask(
 def _client(distributed: Any, executor: Executor) -> AbstractContextManager[Any]:
     """Client of the cluster at an address, or of one that ends with the job."""
     if executor.address is not None:
-        if executor.workers is not None:
-            raise InputError("--workers: a cluster at an --address has its own; leave one out")
         try:
             client = distributed.Client(executor.address, timeout=20)
         except (OSError, ValueError) as error:
