@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from deepspace.cli.options import make_config
 from deepspace.core.config import PRESETS, Config, load_config
 from deepspace.core.errors import InputError
 
@@ -21,8 +22,52 @@ def test_all_faults_are_listed(tmp_path: Path) -> None:
         load_config(path)
     text = str(caught.value)
     assert "c.toml: 4 problems" in text
-    for part in ("seed = -1", "'qc.min_count'", "encoder.fov_um.0 = 0", "'nothing'"):
+    for part in (
+        "seed = -1: must be greater",
+        "unknown key qc.min_count: did you mean min_counts?",
+        "encoder.fov_um.0 = 0",
+        "unknown key nothing: known are seed, model",
+    ):
         assert part in text
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[encoder]\nfov_um = 150.0", "encoder.fov_um = 150.0: give a list"),
+        ("[cnn]\ntrainable = 'some'", "trainable = 'some': give a whole number or choose 'all'"),
+        ("[cnn]\nrefit = 'perhaps'", "give true or false"),
+        ("[probe]\npenalties = []", "give at least 1"),
+        ("qc = 3", "give a table"),
+        ("genes = 'variable:5'", "it belongs into the table [target]"),
+        ("[target]\ngenes = 'expressed:abc'", "give a whole number above 0 after expressed:"),
+        ("[encoder]\nfov_um = [3.0]\nfov_spots = [1.0]", "c.toml: encoder: give fov_um or"),
+    ],
+)
+def test_faults_are_told_in_words_of_toml(tmp_path: Path, text: str, told: str) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text(text)
+    with pytest.raises(InputError) as caught:
+        load_config(path)
+    assert told in str(caught.value)
+    assert "problems" not in str(caught.value)
+
+
+def test_byte_order_mark_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text("seed = 7", encoding="utf-8-sig")
+    assert load_config(path).seed == 7
+
+
+def test_faults_of_options_name_the_options() -> None:
+    with pytest.raises(InputError, match=r"^--split 'patients': choose 'auto'"):
+        make_config(None, split="patients")
+    with pytest.raises(InputError) as caught:
+        make_config(None, split="patients", seed=-1, complete={"volume_um": -1.0})
+    text = str(caught.value)
+    assert text.startswith("options: 3 problems")
+    assert "\n  - --seed -1: must" in text
+    assert "\n  - complete.volume_um = -1.0: must" in text
 
 
 def test_broken_toml_and_missing_file(tmp_path: Path) -> None:

@@ -235,6 +235,13 @@ def test_barcodes_without_a_spot_are_noted(outs: Path, array: Array) -> None:
         read_section(outs)
 
 
+@pytest.mark.parametrize("name", ["spatial/tissue_positions.csv", "filtered_feature_bc_matrix.h5"])
+def test_the_missing_file_of_a_run_is_named(outs: Path, name: str) -> None:
+    (outs / name).unlink()
+    with pytest.raises(InputError, match=f"holds no .*{Path(name).stem}"):
+        read_section(outs)
+
+
 def damage_text(path: Path) -> None:
     path.write_text("this is a text file\n" * 50)
 

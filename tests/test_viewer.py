@@ -247,11 +247,18 @@ def test_a_prediction_alone_is_shown_on_its_own_picture(folder: Path, tmp_path: 
     [
         (lambda root: root / "nothing", "no such file or folder"),
         (lambda root: (root / "a.h5ad", (root / "a.h5ad").write_bytes(b"no"))[0], "a.h5ad"),
+        (lambda root: (root, (root / "a.h5ad").write_bytes(b"no"))[0], "a.h5ad"),
+        (lambda root: root, "nothing to look at; give a folder of complete"),
+        (lambda root: (root / "a.bin", (root / "a.bin").write_bytes(b"no"))[0], "nothing to look"),
     ],
 )
-def test_what_cannot_be_shown_is_told(tmp_path: Path, make: Any, message: str) -> None:
-    with pytest.raises(InputError, match=message):
+def test_what_cannot_be_shown_is_told_once(
+    tmp_path: Path, make: Any, message: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", logger="deepspace"), pytest.raises(InputError, match=message) as e:
         open_project(make(tmp_path))
+    assert "left out" not in caplog.text
+    assert "problems" not in str(e.value)
 
 
 def test_ihc_of_unknown_sections_is_told(folder: Path) -> None:

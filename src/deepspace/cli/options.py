@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from deepspace.core.errors import InputError
 
 if TYPE_CHECKING:
     from deepspace.core.config import Config
@@ -39,24 +44,48 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on standard er
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
+_OPTION_OF = {
+    "split.how": "--split",
+    "split.folds": "--folds",
+    "target.genes": "--genes",
+    "target.kind": "--target",
+    "seed": "--seed",
+    "device": "--device",
+}
+
+
 def make_config(source: str | None, **options: Any) -> Config:
     """Configuration file with the command line's options on top; unset options change nothing."""
     from deepspace.core.config import load_config
 
     weights = options.get("weights")
-    return load_config(source).with_values(
-        seed=options.get("seed"),
-        device=options.get("device"),
-        target={"genes": options.get("genes"), "kind": options.get("target")},
-        encoder={
-            "name": options.get("encoder"),
-            "weights": weights
-            if weights is None or weights.startswith("random:")
-            else str(Path(weights).expanduser().absolute()),
-        },
-        split={"how": options.get("split"), "folds": options.get("folds")},
-        complete=options.get("complete", {}),
-    )
+    config = load_config(source)
+    with _told_as_options():
+        return config.with_values(
+            seed=options.get("seed"),
+            device=options.get("device"),
+            target={"genes": options.get("genes"), "kind": options.get("target")},
+            encoder={
+                "name": options.get("encoder"),
+                "weights": weights
+                if weights is None or weights.startswith("random:")
+                else str(Path(weights).expanduser().absolute()),
+            },
+            split={"how": options.get("split"), "folds": options.get("folds")},
+            complete=options.get("complete", {}),
+        )
+
+
+@contextmanager
+def _told_as_options() -> Iterator[None]:
+    """Faults of options name the options, not the keys that they set."""
+    try:
+        yield
+    except InputError as error:
+        text = str(error)
+        for key, option in _OPTION_OF.items():
+            text = re.sub(rf"(?<=: |- ){re.escape(key)} = ", f"{option} ", text)
+        raise InputError(re.sub("^options: (?=--)", "", text)) from error
 
 
 def print_result(values: dict[str, Any], text: str, as_json: bool) -> None:

@@ -17,20 +17,16 @@ from __future__ import annotations
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
-from deepspace.core.errors import InputError, Problems
+from deepspace.core.errors import InputError
+from deepspace.core.strict import StrictModel, validated
 
-ModelT = TypeVar("ModelT", bound=BaseModel)
 PRESETS = Path(__file__).parent.parent / "presets"
-
-
-class StrictModel(BaseModel):
-    """Base of all configuration tables."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+# how genes are chosen: the most expressed, the most variable
+GeneRule = Literal["expressed", "variable"]
 
 
 def _expression(pattern: str) -> str:
@@ -80,6 +76,14 @@ class TargetConfig(StrictModel):
     @classmethod
     def _compiles(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(_expression(pattern) for pattern in patterns)
+
+    @field_validator("genes")
+    @classmethod
+    def _counts(cls, genes: str) -> str:
+        rule, colon, number = genes.partition(":")
+        if rule in get_args(GeneRule) and colon and not (number.isdecimal() and int(number) > 0):
+            raise ValueError(f"give a whole number above 0 after {rule}:, as in {rule}:1000")
+        return genes
 
 
 class EncoderConfig(StrictModel):
@@ -419,7 +423,7 @@ class Config(StrictModel):
                 merged[table].update({k: v for k, v in values.items() if v is not None})
             elif values is not None:
                 merged[table] = values
-        return _validated(type(self), merged, "options")
+        return validated(type(self), merged, "options")
 
 
 def load_config(source: Path | str | None) -> Config:
@@ -441,10 +445,10 @@ def load_config(source: Path | str | None) -> Config:
             raise InputError(f"{source}: no such configuration file; presets are: {names}")
         path = preset
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Notepad marks its files
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise InputError(f"{path}: not a readable TOML file ({error})") from error
-    return _beside(_validated(Config, values, str(path)), path.parent)
+    return _beside(validated(Config, values, str(path)), path.parent)
 
 
 def saved_config(values: dict[str, Any]) -> Config:
@@ -455,7 +459,7 @@ def saved_config(values: dict[str, Any]) -> Config:
     InputError
         If an option that it has holds a bad value.
     """
-    return _validated(Config, _known(Config, values), "configuration of the model")
+    return validated(Config, _known(Config, values), "configuration of the model")
 
 
 def _known(model: type[BaseModel], values: dict[str, Any]) -> dict[str, Any]:
@@ -480,18 +484,3 @@ def _beside(config: Config, folder: Path) -> Config:
         config = config.with_values(encoder={"weights": place(weights)})
     sources = tuple(s if s in ("gaps", "sections") else place(s) for s in config.student.sources)
     return config.with_values(student={"sources": sources})
-
-
-def _validated(model: type[ModelT], values: dict[str, Any], where: str) -> ModelT:
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        problems = Problems(where)
-        for fault in error.errors():
-            place = ".".join(str(part) for part in fault["loc"])
-            if fault["type"] == "extra_forbidden":
-                problems.add(f"unknown key {place!r}")
-            else:
-                problems.add(f"{place} = {fault['input']!r}: {fault['msg']}")
-        problems.raise_if_any()
-        raise

@@ -276,7 +276,7 @@ def fit_expression(sections: Sequence[Section], config: TargetConfig) -> Express
     rule, _, number = config.genes.partition(":")
     if rule in GENE_RULES and number:
         score = GENE_RULES[rule](measured, candidates, shares)
-        order = np.argsort(-score, kind="stable")[: _positive(number, config.genes)]
+        order = np.argsort(-score, kind="stable")[: int(number)]
         names = [candidates[i] for i in order]
     else:
         names = _named_genes(config.genes, shared)
@@ -305,9 +305,7 @@ def check_genes(sections: Sequence[Section], config: TargetConfig) -> None:
     rule, _, number = config.genes.partition(":")
     if config.kind != "expression" or not measured:
         return
-    if rule in GENE_RULES and number:
-        _positive(number, config.genes)
-    else:
+    if not (rule in GENE_RULES and number):
         _named_genes(config.genes, _shared_genes(measured))
 
 
@@ -360,12 +358,6 @@ GENE_RULES: dict[str, Callable[[Sequence[AnnData], list[str], Null], FloatArray]
     "expressed": _mean_share,
     "variable": _residual_variance,
 }
-
-
-def _positive(number: str, rule: str) -> int:
-    if not number.isdigit() or int(number) < 1:
-        raise InputError(f"--genes {rule}: give a whole number above 0, as in expressed:1000")
-    return int(number)
 
 
 def _named_genes(text: str, shared: list[str]) -> list[str]:

@@ -15,6 +15,10 @@ _KNOWN = (
 )
 
 
+class UnknownInputError(InputError):
+    """Neither data nor anything else that deepspace knows."""
+
+
 def read_parts(path: Path, request: Request) -> tuple[Parts, str]:
     """Read whatever `path` is.
 
@@ -39,11 +43,11 @@ def read_parts(path: Path, request: Request) -> tuple[Parts, str]:
         return hest.read_hest(path, request)
     if visium_hd.is_visium_hd(path):
         return visium_hd.read_visium_hd(path, request), spaceranger.sample_name(path)
-    if spaceranger.is_spaceranger(path):
+    if spaceranger.may_be_spaceranger(path):
         return spaceranger.read_spaceranger(path, request), spaceranger.sample_name(path)
     if (path / "model.json").is_file():
         raise InputError(f"{path}: is a model of deepspace, not data; give {_KNOWN}")
-    raise InputError(f"{path}: is not a folder that can be read; give {_KNOWN}")
+    raise UnknownInputError(f"{path}: is not a folder that can be read; give {_KNOWN}")
 
 
 def _read_file(path: Path, request: Request) -> tuple[Parts, str]:
@@ -56,7 +60,7 @@ def _read_file(path: Path, request: Request) -> tuple[Parts, str]:
             f"{path}: is a matrix without places; give the outs/ folder that it lies in, or a "
             "sheet with counts and spots"
         )
-    raise InputError(f"{path}: is not a file that can be read; give {_KNOWN}")
+    raise UnknownInputError(f"{path}: is not a file that can be read; give {_KNOWN}")
 
 
 def _is_zarr(path: Path) -> bool:

@@ -23,6 +23,12 @@ _POSITIONS: Final = (
     "tissue_positions.csv",
     "tissue_positions_list.csv",
 )
+_MATRICES: Final = (
+    "filtered_feature_bc_matrix.h5",
+    "filtered_feature_bc_matrix",
+    "raw_feature_bc_matrix.h5",
+    "raw_feature_bc_matrix",
+)
 _SCALES: Final = ("scalefactors_json.json",)
 _CYTASSIST: Final = ("cytassist_image.tiff",)
 _CLUSTERINGS: Final = ("graphclust", "gene_expression_graphclust")
@@ -31,9 +37,9 @@ _IMAGE_SUFFIXES: Final = (".tif", ".tiff", ".btf", ".svs", ".ndpi", ".mrxs", ".s
 _OWN_PICTURES: Final = ("cytassist_image", "tissue_hires", "tissue_lowres", "aligned_", "detected_")
 
 
-def is_spaceranger(folder: Path) -> bool:
-    """Say whether a folder holds tissue positions, its own or in `spatial/`."""
-    return bool(_candidates(folder, _POSITIONS))
+def may_be_spaceranger(folder: Path) -> bool:
+    """Say whether a folder holds tissue positions or a matrix, even if other files are missing."""
+    return any(_candidates(folder, names) for names in (_POSITIONS, _MATRICES))
 
 
 def read_spaceranger(folder: Path, request: Request) -> Parts:

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from pydantic import ValidationError, model_validator
 from safetensors.numpy import load, save
 
-from deepspace.core.config import Config, EncoderConfig, StrictModel, saved_config
+from deepspace.core.config import Config, EncoderConfig, saved_config
 from deepspace.core.errors import InputError
+from deepspace.core.strict import StrictModel
 from deepspace.data.cache import ArrayCache
 from deepspace.data.targets import TARGETS
 from deepspace.models.base import Arrays, SavablePredictor

@@ -91,10 +91,11 @@ def _best_shifts(
     )
     areas = float(fixed.mask.sum()), float(turned.mask.sum())
     dice = 2.0 * overlap / sum(areas)
-    enough = overlap > _LEAST_OVERLAP * min(areas)
+    least = max(min(areas), 1.0)  # a picture may show no tissue
+    enough = overlap > _LEAST_OVERLAP * least
     size = np.sqrt(np.maximum(fixed_square, 1e-3) * np.maximum(moving_square, 1e-3))
     structure = np.where(enough, product / size, -1.0)
-    structure *= np.sqrt(np.clip(overlap / min(areas), 0.0, 1.0))
+    structure *= np.sqrt(np.clip(overlap / least, 0.0, 1.0))
     out = []
     for score in (dice, structure):
         row, column = np.unravel_index(int(np.argmax(score)), score.shape)

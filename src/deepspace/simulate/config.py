@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from deepspace.core.errors import InputError
+from deepspace.core.strict import validated
 
 
 class _Strict(BaseModel):
@@ -131,14 +132,7 @@ class BlockConfig(_Strict):
         """
         if name not in PRESETS:
             raise InputError(f"preset {name!r} does not exist; choose one of {sorted(PRESETS)}")
-        try:
-            return cls(**{**PRESETS[name], **changes})
-        except ValidationError as error:
-            faults = "; ".join(
-                f"{'.'.join(str(part) for part in e['loc']) or 'config'}: {e['msg']}"
-                for e in error.errors()
-            )
-            raise InputError(f"simulated block: {faults}") from error
+        return validated(cls, {**PRESETS[name], **changes}, "simulated block")
 
 
 PRESETS: dict[str, dict[str, Any]] = {

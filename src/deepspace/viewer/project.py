@@ -14,16 +14,16 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from deepspace.core import keys
-from deepspace.core.errors import InputError, Problems
+from deepspace.core.errors import Problems
 from deepspace.core.progress import log
 from deepspace.io.memory import slide_from_array
 from deepspace.io.section import Section
-from deepspace.io.sheet import read_sheet
 from deepspace.io.slide import open_slide
 from deepspace.output.maps import robust_limits
-from deepspace.output.prediction_file import X, noted_sheet
+from deepspace.output.prediction_file import X
 from deepspace.registration.stack import Place, Stack
 from deepspace.viewer.columns import Column, Measured, ShownPrediction, Values
+from deepspace.viewer.found import find, stack_of
 from deepspace.viewer.registered import lay_over
 from deepspace.viewer.tiles import TileSource
 
@@ -260,13 +260,7 @@ def open_project(
         If nothing can be shown.
     """
     path = Path(path)
-    if not path.exists():
-        raise InputError(f"{path}: no such file or folder; check the path")
-    files, folder = _predictions(path)
-    if not files and sheet is None:
-        sheet = path
-    found = sheet if sheet is not None else noted_sheet(folder)
-    known = {s.section: s for s in read_sheet(found)} if found is not None else {}
+    files, known, folder = find(path, sheet)
     by_section: dict[str, list[ShownPrediction]] = {name: [] for name in known}
     for one in files:
         by_section.setdefault(one.section, []).append(one)
@@ -276,48 +270,13 @@ def open_project(
         _section(name, known.get(name), predictions) for name, predictions in by_section.items()
     ]
     _add_ihc(sections, ihc or {})
-    project = Project(path.resolve().name, sections, _stack_of(folder))
+    project = Project(path.resolve().name, sections, stack_of(folder))
     for section in sections:
         place = project.place(section.name)
         if section.z_um is None and place is not None:
             section.z_um = place.z_um
     sections.sort(key=lambda s: (s.z_um is None, s.z_um or 0.0))
     return project
-
-
-def _predictions(path: Path) -> tuple[list[ShownPrediction], Path]:
-    """Predictions under a path, and the folder that their run wrote."""
-    if path.suffix in (".h5ad", ".zarr"):
-        folder = path.absolute().parent
-        folder = folder.parent if folder.name == "sections" else folder
-        return [one for one in (_opened(path),) if one is not None], folder
-    if not path.is_dir():
-        return [], path.parent
-    for folder in (path, path / "completed"):
-        for place in (folder / "sections", folder):
-            files = sorted([*place.glob("*.h5ad"), *place.glob("*.zarr")])
-            found = [one for file in files if (one := _opened(file)) is not None]
-            if found:
-                return found, folder
-    return [], path
-
-
-def _opened(path: Path) -> ShownPrediction | None:
-    """A prediction, or None where the file is something else."""
-    try:
-        return ShownPrediction(path)
-    except InputError as error:
-        log.info("left out: %s", error)
-        return None
-
-
-def _stack_of(folder: Path) -> Stack | None:
-    """Registration that a run of `complete` wrote."""
-    saved = folder / "registration" / "stack.json"
-    if not saved.exists():
-        return None
-    arrays = {p.stem.removeprefix("stack."): np.load(p) for p in saved.parent.glob("stack.*.npy")}
-    return Stack.restore(json.loads(saved.read_text(encoding="utf-8")), arrays)
 
 
 def _section(name: str, section: Section | None, files: Sequence[ShownPrediction]) -> ViewSection:
