@@ -144,6 +144,21 @@ def test_genes_can_be_chosen_with_the_mouse(page: sync_api.Page) -> None:
     until(page, f"deepspace.active.gene.name === '{name}'")
 
 
+def test_an_open_list_hides_only_what_it_covers(page: sync_api.Page, tmp_path: Path) -> None:
+    page.screenshot(path=tmp_path / "closed.png")
+    page.fill('[data-role="gene"]', "i")
+    until(page, "(u => u && u.scrollHeight > u.clientHeight)(document.querySelector('.gene ul'))")
+    box = page.locator(".gene ul").bounding_box()
+    assert box is not None
+    page.screenshot(path=tmp_path / "open.png")
+    below = np.s_[round(box["y"] + box["height"]) + 25 :, :1000]  # but for its shadow
+    closed, shown = (
+        np.asarray(Image.open(tmp_path / name).convert("RGB"), float)[below]
+        for name in ("closed.png", "open.png")
+    )
+    assert (np.abs(closed - shown).sum(axis=2) > 20).mean() < 0.001
+
+
 def test_layers_and_sections_change(page: sync_api.Page) -> None:
     page.keyboard.press("2")
     until(page, "deepspace.panels[0].layer === 'measured'")
