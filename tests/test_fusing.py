@@ -27,6 +27,7 @@ from deepspace.models.fusing import (
     FusedBlock,
     FusedBottleneck,
     FusedLinear,
+    PositiveMaxPool,
     _can_fuse,
     _try_images,
     _try_tokens,
@@ -133,6 +134,40 @@ def test_layers_that_are_read_are_not_written_over(name: str) -> None:
         return NetworkFeatures(copy.deepcopy(backbone), reading, 64, "bf16")(noise(4, 64))
 
     assert features(1, 2, 3).tobytes() == np.hstack([features(k) for k in (1, 2, 3)]).tobytes()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("kernel", "padding"), [(2, 0), (3, 1)])
+@pytest.mark.parametrize("size", [(2, 2), (8, 6), (7, 9), (8, 5), (3, 2)])
+def test_largest_values_are_those_of_torch(
+    dtype: torch.dtype, kernel: int, padding: int, size: tuple[int, int]
+) -> None:
+    drawn = torch.randn(2, 16, *size, generator=torch.Generator().manual_seed(0))
+    x = drawn.relu().to(dtype).to(memory_format=torch.channels_last)
+    x[0, 0] = -0.0
+    x[1, 1, 1, 1] = torch.nan
+    wanted = nn.MaxPool2d(kernel, 2, padding)(x)
+    found = PositiveMaxPool(kernel)(x)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0, equal_nan=True)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+
+
+@needs_fused_bf16
+def test_pools_after_a_relu_are_replaced() -> None:
+    for backbone, count in ((VGG16(), 5), (folded(ResNet50().eval()), 1)):
+        made = [m for m in fused(backbone).modules() if isinstance(m, PositiveMaxPool)]
+        assert len(made) == count
+        assert not [m for m in backbone.modules() if isinstance(m, PositiveMaxPool)]
+
+
+def test_other_pools_stay_as_they_are() -> None:
+    def after(*parts: nn.Module) -> type[nn.Module]:
+        return type(fused(Holding(nn.Sequential(*parts))).parts[-1])
+
+    conv = nn.Conv2d(3, 4, 3)
+    for pool in (nn.MaxPool2d(2, 2, ceil_mode=True), nn.MaxPool2d(3, 2), nn.AvgPool2d(2, 2)):
+        assert after(conv, nn.ReLU(), pool) is type(pool)
+    assert after(conv, nn.Identity(), nn.MaxPool2d(2, 2)) is nn.MaxPool2d  # may be negative
 
 
 def test_scales_are_folded_into_the_layers_before_them() -> None:

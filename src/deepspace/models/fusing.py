@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm as _Norm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from deepspace.models.backbones import Backbone
-from deepspace.models.backbones.resnet import Bottleneck
+from deepspace.models.backbones.resnet import Bottleneck, ResNet50
 from deepspace.models.backbones.vit import MLP, Block, LayerScale
 
 
@@ -88,6 +88,45 @@ class ConvReLU(nn.Module):
         into = torch.ops.mkldnn._convolution_pointwise_.binary
         into(beside, x, conv.weight, conv.bias, *how, "add", 1.0, "relu", [], "")
         return beside
+
+
+class PositiveMaxPool(nn.Module):
+    """Largest value of windows of 2 or 3, every second place, of maps without negative values.
+
+    Without gradients. Not-a-numbers stay.
+
+    Parameters
+    ----------
+    kernel
+        2 without padding, or 3 with a padding of 1.
+    """
+
+    def __init__(self, kernel: int) -> None:
+        super().__init__()
+        self.kernel = kernel
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (b, c, h, w) to one of half the size."""
+        # numbers from 0 on are in the order of their bits, which are compared faster
+        bits = x.view(torch.int16 if x.element_size() == 2 else torch.int32)
+        for dim in (2, 3):
+            bits = self._halved(bits, dim)
+        return bits.view(x.dtype)
+
+    def _halved(self, x: Tensor, dim: int) -> Tensor:
+        n = x.shape[dim] // 2
+        first, second = (x.movedim(dim, 0)[at::2].movedim(0, dim) for at in (0, 1))
+        if self.kernel == 2:
+            return torch.maximum(first.narrow(dim, 0, n), second)
+        if x.shape[dim] % 2 == 0:
+            found = torch.maximum(first, second)
+        else:
+            found = first.clone(memory_format=torch.channels_last)
+            inner = found.narrow(dim, 0, n)
+            torch.maximum(inner, second, out=inner)
+        later = found.narrow(dim, 1, found.shape[dim] - 1)
+        torch.maximum(later, second.narrow(dim, 0, found.shape[dim] - 1), out=later)
+        return found
 
 
 class FusedBottleneck(nn.Module):
@@ -164,9 +203,9 @@ _BOTTLENECKS = (Bottleneck, FusedBottleneck)
 def fused(backbone: Backbone) -> Backbone:
     """The same network with what follows a convolution or linear layer done in the same step.
 
-    Only where the order is known: inside of `nn.Sequential`, in the bottlenecks of ResNet, and in
-    bf16 in the blocks of vision transformers. Weights are shared. On a GPU, or where PyTorch or
-    the processor has no such operators, it is the network itself.
+    Only where the order is known: inside of `nn.Sequential`, in ResNet's first layers and
+    bottlenecks, and in bf16 in the blocks of vision transformers. Weights are shared. On a GPU, or
+    where PyTorch or the processor has no such operators, it is the network itself.
     """
     sample = next(backbone.parameters())
     images, tokens = _can_fuse(sample, _try_images), _can_fuse(sample, _try_tokens)
@@ -177,6 +216,9 @@ def fused(backbone: Backbone) -> Backbone:
     for module in list(backbone.modules()):
         if images and type(module) is nn.Sequential:  # subclasses may have an order of their own
             _fuse_in_order(module)
+        elif images and type(module) is ResNet50 and not isinstance(module.bn1, _Norm):
+            module.conv1, module.relu = ConvReLU(module.conv1), nn.Identity()
+            module.pool = PositiveMaxPool(3)
         elif tokens and type(module) is nn.ModuleList:
             for at, part in enumerate(module):
                 if type(part) is Block and _can_be_fused(part):
@@ -189,6 +231,8 @@ def _fuse_in_order(parts: nn.Sequential) -> None:
         after = parts[at + 1] if at + 1 < len(parts) else None
         if type(part) is nn.Conv2d and type(after) is nn.ReLU and _is_plain(part):
             parts[at], parts[at + 1] = ConvReLU(part), nn.Identity()
+            if at + 2 < len(parts) and _halves(parts[at + 2]):
+                parts[at + 2] = PositiveMaxPool(2)
         elif type(part) is Bottleneck and not any(isinstance(m, _Norm) for m in part.children()):
             # its input may be read by others, unless it is the map of a block before it
             own = part.downsample is not None or (at > 0 and type(parts[at - 1]) in _BOTTLENECKS)
@@ -228,6 +272,11 @@ def _try_tokens(dtype: torch.dtype) -> None:
     linear = nn.Linear(16, 16, device="meta", dtype=dtype).to_empty(device="cpu")
     tokens = FusedLinear(linear, gelu=True)(torch.zeros((1, 8, 16), dtype=dtype))
     FusedLinear(linear)(tokens, tokens)
+
+
+def _halves(pool: nn.Module) -> bool:
+    wanted = str(nn.MaxPool2d(2, 2))
+    return type(pool) is nn.MaxPool2d and str(pool) == wanted and not pool.return_indices
 
 
 def _is_plain(conv: nn.Conv2d) -> bool:

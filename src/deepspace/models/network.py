@@ -97,25 +97,30 @@ def parse_input(text: str, origin: str) -> InputTransform:
 
 def pool(output: LayerOutput, how: Sequence[Pooling]) -> Tensor:
     """Pooled features (b, d) of one layer, the poolings side by side, in float32."""
-    # products with a row of weights: reductions over maps whose channels lie together are slow
     with torch.autocast(output.map.device.type, enabled=False):
-        maps = output.map.flatten(2).mT.float()  # (b, n, c)
-        equal = maps.new_full((1, 1, maps.shape[1]), 1 / maps.shape[1]).expand(len(maps), -1, -1)
-        # against one place of the map, so that a constant one has no rounding errors
-        first = maps[:, :1]
-        maps = maps - first
-        mean = equal @ maps
-        parts: list[Tensor] = []
-        for name in how:
-            if name == "cls":
-                if output.cls is None:
-                    raise ValueError("this backbone has no class token")
-                parts.append(output.cls.float())
-            elif name == "mean":
-                parts.append((first + mean)[:, 0])
-            else:
-                parts.append(_root((equal @ (maps - mean).square_())[:, 0]))
-        return torch.cat(parts, dim=1)
+        # a processor keeps one map at a time in its caches, a GPU wants all of them
+        together = 1 if output.map.device.type == "cpu" else len(output.map)
+        parts = torch.split(output.map, together)
+        mean, sd = (torch.cat(found) for found in zip(*map(_mean_sd, parts), strict=True))
+        found: dict[Pooling, Tensor] = {"mean": mean, "sd": sd}
+        if output.cls is not None:
+            found["cls"] = output.cls.float()
+        elif "cls" in how:
+            raise ValueError("this backbone has no class token")
+        return torch.cat([found[name] for name in how], dim=1)
+
+
+def _mean_sd(maps: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of every channel, (b, c) each."""
+    # products with a row of weights: reductions over maps whose channels lie together are slow
+    maps = maps.flatten(2).mT.float()  # (b, n, c)
+    equal = maps.new_full((1, 1, maps.shape[1]), 1 / maps.shape[1]).expand(len(maps), -1, -1)
+    # against one place of the map, so that a constant one has no rounding errors
+    first = maps[:, :1]
+    maps = maps - first
+    mean = equal @ maps
+    variance = equal @ (maps - mean).square_()
+    return (first + mean)[:, 0], _root(variance[:, 0])
 
 
 def _root(variance: Tensor) -> Tensor:

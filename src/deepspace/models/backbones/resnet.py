@@ -57,6 +57,7 @@ class ResNet50(Backbone):
         super().__init__()
         self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
+        self.pool, self.relu = nn.MaxPool2d(3, 2, 1), nn.ReLU()
         c_in = 64
         for number, (width, blocks, stride) in enumerate(_STAGES, start=1):
             stage = nn.Sequential()
@@ -68,8 +69,8 @@ class ResNet50(Backbone):
 
     def layer_outputs(self, x: Tensor, layers: Sequence[int]) -> list[LayerOutput]:
         """See `Backbone.layer_outputs`."""
-        x = nn.functional.max_pool2d(self.bn1(self.conv1(x)), 3, stride=2, padding=1)
-        x = torch.relu(x)  # after the maximum, which it leaves as it is: a quarter of the map
+        x = self.pool(self.bn1(self.conv1(x)))
+        x = self.relu(x)  # after the maximum, which it leaves as it is: a quarter of the map
         outputs: dict[int, LayerOutput] = {}
         for number in range(1, max(layers) + 1):
             x = self.get_submodule(f"layer{number}")(x)
