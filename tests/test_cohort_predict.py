@@ -21,7 +21,7 @@ from deepspace.core.rows import RowStore
 from deepspace.simulate import BlockConfig, simulate_block
 from deepspace.workflows import cohort_predict, pointwise
 from deepspace.workflows.cohort_predict import CohortOptions, predict_cohort, predict_one, shard_of
-from deepspace.workflows.executors import Executor
+from deepspace.workflows.executors import Executor, run_all
 from deepspace.workflows.predict import PredictOptions
 
 ALL = PredictOptions(all_genes=True)
@@ -257,6 +257,23 @@ def test_one_file_takes_no_options_of_many(
     code, _, error = call("predict", model, sheet, *arguments, capsys=capsys)
     assert code == 2
     assert "give a folder for --shard" in error
+
+
+def setting(name: str) -> str | None:
+    return os.environ.get(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("own", [None, "1000000"])
+def test_workers_keep_freed_memory_unless_the_user_says_otherwise(
+    own: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("distributed")
+    name = "MALLOC_TRIM_THRESHOLD_"
+    monkeypatch.delenv(name, raising=False)
+    if own is not None:
+        monkeypatch.setenv(name, own)
+    assert list(run_all(setting, [name], Executor("dask", workers=1))) == [(name, own)]
 
 
 def dies_once(task: cohort_predict.Task) -> cohort_predict.Outcome:

@@ -21,6 +21,14 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _REUSED = (256 << 20, 512 << 20)
 # what glibc comes to by itself in a process of large arrays
 _USUAL = (32 << 20, 64 << 20)
+# how a user sets the same; the number of arenas (MALLOC_ARENA_MAX) is another matter
+_OF_THE_USER = (
+    "GLIBC_TUNABLES",
+    "MALLOC_MMAP_MAX_",
+    "MALLOC_MMAP_THRESHOLD_",
+    "MALLOC_TOP_PAD_",
+    "MALLOC_TRIM_THRESHOLD_",
+)
 
 
 @contextmanager
@@ -28,7 +36,7 @@ def freed_memory_reused() -> Iterator[None]:
     """Let this process keep what it frees; what is left over goes back at the end.
 
     Nothing is changed where the C library is not glibc, or is too old for it, or where the user
-    has set its allocator (``MALLOC_...``, ``GLIBC_TUNABLES``).
+    has set the same (``MALLOC_TRIM_THRESHOLD_`` and others).
     """
     libc = _glibc()
     # versions that refuse the first threshold would get slower by the second alone
@@ -48,8 +56,7 @@ def _set(libc: Any, thresholds: tuple[int, int]) -> bool:
 
 @cache
 def _glibc() -> Any:
-    own = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
-    if own or not sys.platform.startswith("linux"):
+    if any(name in os.environ for name in _OF_THE_USER) or not sys.platform.startswith("linux"):
         return None
     libc = ctypes.CDLL(None)
     return libc if hasattr(libc, "gnu_get_libc_version") else None
