@@ -24,6 +24,7 @@ from deepspace.output.checkerboard import registered_pair
 from deepspace.registration import features
 from deepspace.registration import register as registering
 from deepspace.registration.chain import register_stack
+from deepspace.registration.masks import guesses
 from deepspace.registration.prepare import Picture
 from deepspace.registration.quality import mask_overlap, mutual_information
 from deepspace.registration.refine import FREEDOM, Pair, refine
@@ -410,3 +411,15 @@ def test_immunohistochemistry_beats_an_affine_fit_of_the_landmarks(
     assert np.median(landmark_errors(found.transform, one, two)) / mpp < limit_px
     panels = registered_pair(*slides, found).axes
     assert [axes.get_title() for axes in panels] == ["as scanned", "affine", "with deformation"]
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+@pytest.mark.parametrize("tissue", [(False, True), (True, False), (False, False)])
+def test_pictures_without_tissue_agree_with_nothing(tissue: tuple[bool, bool]) -> None:
+    density = np.random.default_rng(0).random((32, 32), np.float32)
+    moving, fixed = (
+        Picture(density, np.full((32, 32), there), (0.0, 0.0), 100.0) for there in tissue
+    )
+    found = guesses(moving, fixed, 30.0)
+    assert max(guess.outline for guess in found) == pytest.approx(0, abs=1e-6)
+    assert max(guess.structure for guess in found) <= 0

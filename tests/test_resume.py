@@ -56,6 +56,19 @@ def test_an_interrupted_run_of_something_else_is_refused(tmp_path: Path) -> None
         assert not (folder / "first").exists()
 
 
+@pytest.mark.parametrize("left", [".run-x.json", "groups/0.npy"])
+def test_a_folder_killed_while_it_was_made_or_removed_is_begun_anew(
+    tmp_path: Path, left: str
+) -> None:
+    file = partial_folder(tmp_path / "out") / left
+    file.parent.mkdir(parents=True)
+    file.write_text("half")
+    with resumable_folder(tmp_path / "out", {"seed": 1}, overwrite=False) as partial:
+        assert not file.exists()
+        (partial / "a.txt").write_text("a")
+    assert (tmp_path / "out" / "a.txt").read_text() == "a"
+
+
 def test_a_finished_result_stays_until_the_next_is_done(tmp_path: Path) -> None:
     out = tmp_path / "out"
     with resumable_folder(out, {"seed": 0}, overwrite=False) as folder:

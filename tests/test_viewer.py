@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import tifffile
+from anndata import AnnData
 from PIL import Image
 from starlette.testclient import TestClient
 
@@ -258,7 +259,26 @@ def test_what_cannot_be_shown_is_told_once(
     with caplog.at_level("INFO", logger="deepspace"), pytest.raises(InputError, match=message) as e:
         open_project(make(tmp_path))
     assert "left out" not in caplog.text
-    assert "problems" not in str(e.value)
+    assert str(e.value).count("a.h5ad: cannot be used") <= 1
+
+
+def test_data_that_cannot_be_shown_tell_their_own_fault(tmp_path: Path) -> None:
+    places = {"spatial": np.arange(20.0).reshape(10, 2)}
+    AnnData(np.ones((10, 3), np.float32), obsm=places).write_h5ad(tmp_path / "a.h5ad")
+    with pytest.raises(InputError, match="as a section: section a: no image"):
+        open_project(tmp_path / "a.h5ad")
+
+
+def test_a_broken_prediction_beside_data_is_told(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    outs = next(folder.parent.rglob("outs"))
+    shutil.copytree(outs.parent, tmp_path / "S1")
+    (tmp_path / "S1" / "outs" / "a.h5ad").write_bytes(b"half")
+    with caplog.at_level("INFO", logger="deepspace"):
+        project = open_project(tmp_path / "S1" / "outs")
+    assert len(project.sections) == 1
+    assert "left out" in caplog.text
 
 
 def test_ihc_of_unknown_sections_is_told(folder: Path) -> None:

@@ -84,7 +84,7 @@ def _told_as_options() -> Iterator[None]:
     except InputError as error:
         text = str(error)
         for key, option in _OPTION_OF.items():
-            text = re.sub(rf"(?<=: |- ){re.escape(key)} = ", f"{option} ", text)
+            text = re.sub(rf"(?m)^(options: |  - ){re.escape(key)} = ", rf"\1{option} ", text)
         raise InputError(re.sub("^options: (?=--)", "", text)) from error
 
 

@@ -75,7 +75,7 @@ def working_folder(path: Path, stamp: Mapping[str, Any], *, overwrite: bool) -> 
     """
     with _alone(path.resolve()):
         partial = partial_folder(path)
-        fresh = not partial.exists()
+        fresh = not (partial / STAMP).exists()
         _prepare(partial, stamp, overwrite=overwrite)
         try:
             yield partial
@@ -91,6 +91,9 @@ def working_folder(path: Path, stamp: Mapping[str, Any], *, overwrite: bool) -> 
 def _prepare(partial: Path, stamp: Mapping[str, Any], *, overwrite: bool) -> None:
     """Take up what an interrupted run has left, or begin anew."""
     text = json.dumps(stamp, indent=1, sort_keys=True, allow_nan=False) + "\n"
+    if partial.exists() and not (partial / STAMP).exists():
+        # killed while it was made or removed: nothing to go on with
+        shutil.rmtree(partial)
     if partial.exists() and _read(partial / STAMP) != text:
         differ = _differences(_read(partial / STAMP), stamp)
         if not overwrite:

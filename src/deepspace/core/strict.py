@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, TypeVar
+from types import NoneType, UnionType
+from typing import Annotated, Any, Final, TypeGuard, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -22,7 +23,7 @@ _WANTED: Final = {
     "bool_type": "true or false",
     "bool_parsing": "true or false",
     "string_type": "text in quotes",
-    "tuple_type": "a list, in square brackets",
+    "tuple_type": "a list in square brackets (in Python a tuple)",
     "model_type": "a table with keys of its own",
     "model_attributes_type": "a table with keys of its own",
 }
@@ -68,47 +69,65 @@ def validated(model: type[ModelT], values: Mapping[str, Any], where: str) -> Mod
 def _messages(model: type[BaseModel], error: ValidationError) -> list[str]:
     """One message a key: a value of several possible types has a fault for each of them."""
     found: dict[str, list[str]] = {}
-    for fault in error.errors():
-        place = _place(model, fault["loc"])
+    faults = error.errors()
+    for fault in faults:
+        loc = fault["loc"]
+        within = [
+            other["loc"] for other in faults if other["loc"][: len(loc)] == loc != other["loc"]
+        ]
+        if fault["type"] == "too_short" and within:
+            continue  # pydantic counts the good values only
+        place, table = _place(model, loc)
         if fault["type"] == "extra_forbidden":
-            found[f"unknown key {'.'.join(place)}"] = [_known_keys(model, place)]
-            continue
-        given = fault["input"]
-        whole = isinstance(given, dict | BaseModel)  # a fault of several keys together
-        what = ".".join(place) if whole else f"{'.'.join(place)} = {given!r}"
-        found.setdefault(what, []).append(_cure(dict(fault)))
+            what, cure = f"unknown key {place}", _known_keys(model, table, str(loc[-1]))
+        else:
+            given = fault["input"]
+            whole = isinstance(given, dict | BaseModel)  # a fault of several keys together
+            what, cure = place if whole else f"{place} = {given!r}", _cure(dict(fault))
+        cures = found.setdefault(what, [])
+        if cure not in cures:
+            cures.append(cure)
     return [f"{what}: {' or '.join(cures)}".removeprefix(": ") for what, cures in found.items()]
 
 
-def _place(model: type[BaseModel], loc: Sequence[str | int]) -> list[str]:
-    """Keys down to a fault; pydantic adds the names of the types that it tried."""
+def _place(model: type[BaseModel], loc: Sequence[str | int]) -> tuple[str, type[BaseModel]]:
+    """Keys down to a fault, and the table that the last one is in."""
     place: list[str] = []
-    fields: Mapping[str, Any] | None = model.model_fields
+    table, kind = model, _plain(model)
     for part in loc:
-        if fields is None and isinstance(part, str):
-            break
+        if _is_table(kind):
+            table = kind
+            field = kind.model_fields.get(str(part))
+            kind = None if field is None else _plain(field.annotation)
+        elif get_origin(kind) in (dict, tuple, list):
+            kind = _plain(next((arg for arg in get_args(kind)[::-1] if arg is not ...), None))
+        else:
+            break  # pydantic adds the names of the types that it tried
         place.append(str(part))
-        field = (fields or {}).get(str(part))
-        fields = None if field is None else _fields(field.annotation)
-    return place
+    return ".".join(place), table
 
 
-def _fields(kind: Any) -> Mapping[str, Any] | None:
-    return kind.model_fields if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+def _plain(kind: Any) -> Any:
+    """A type without what pydantic is told beside it, and without None."""
+    if get_origin(kind) is Annotated:
+        return _plain(get_args(kind)[0])
+    if get_origin(kind) in (Union, UnionType):
+        some = [arg for arg in get_args(kind) if arg is not NoneType]
+        return _plain(some[0]) if len(some) == 1 else None
+    return kind
 
 
-def _known_keys(model: type[BaseModel], place: Sequence[str]) -> str:
-    *tables, name = place
-    fields: Mapping[str, Any] = model.model_fields
-    for table in tables:
-        fields = _fields(fields[table].annotation) or {}
-    near = difflib.get_close_matches(name, fields, n=1)
-    inside = {k for k, f in model.model_fields.items() if name in (_fields(f.annotation) or {})}
-    if near:
-        return f"did you mean {near[0]}?"
-    if inside and not tables:  # written above its table
-        return f"it belongs into the table [{min(inside)}]"
-    return f"known are {', '.join(fields)}"
+def _is_table(kind: Any) -> TypeGuard[type[BaseModel]]:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
+
+
+def _known_keys(model: type[BaseModel], table: type[BaseModel], name: str) -> str:
+    tables = {key: _plain(field.annotation) for key, field in model.model_fields.items()}
+    inside = [k for k, kind in tables.items() if _is_table(kind) and name in kind.model_fields]
+    if inside and table is model:  # written above its table
+        return f"it belongs into the table {' or '.join(f'[{key}]' for key in inside)}"
+    near = difflib.get_close_matches(name, table.model_fields, n=1, cutoff=0.75)
+    return f"did you mean {near[0]}?" if near else f"known are {', '.join(table.model_fields)}"
 
 
 def _cure(fault: Mapping[str, Any]) -> str:

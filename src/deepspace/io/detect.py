@@ -43,10 +43,10 @@ def read_parts(path: Path, request: Request) -> tuple[Parts, str]:
         return hest.read_hest(path, request)
     if visium_hd.is_visium_hd(path):
         return visium_hd.read_visium_hd(path, request), spaceranger.sample_name(path)
-    if spaceranger.may_be_spaceranger(path):
-        return spaceranger.read_spaceranger(path, request), spaceranger.sample_name(path)
     if (path / "model.json").is_file():
         raise InputError(f"{path}: is a model of deepspace, not data; give {_KNOWN}")
+    if spaceranger.may_be_spaceranger(path):
+        return spaceranger.read_spaceranger(path, request), spaceranger.sample_name(path)
     raise UnknownInputError(f"{path}: is not a folder that can be read; give {_KNOWN}")
 
 

@@ -29,6 +29,8 @@ _OF_THE_USER = (
     "MALLOC_TOP_PAD_",
     "MALLOC_TRIM_THRESHOLD_",
 )
+# what dask starts its workers with, whose user has set nothing
+_OF_DASK = ("MALLOC_TRIM_THRESHOLD_", "65536")
 
 
 @contextmanager
@@ -56,7 +58,8 @@ def _set(libc: Any, thresholds: tuple[int, int]) -> bool:
 
 @cache
 def _glibc() -> Any:
-    if any(name in os.environ for name in _OF_THE_USER) or not sys.platform.startswith("linux"):
+    given = {(name, os.environ[name]) for name in _OF_THE_USER if name in os.environ}
+    if given - {_OF_DASK} or not sys.platform.startswith("linux"):
         return None
     libc = ctypes.CDLL(None)
     return libc if hasattr(libc, "gnu_get_libc_version") else None

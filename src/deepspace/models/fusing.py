@@ -93,7 +93,7 @@ class ConvReLU(nn.Module):
 class PositiveMaxPool(nn.Module):
     """Largest value of windows of 2 or 3, every second place, of maps without negative values.
 
-    Without gradients. Not-a-numbers stay.
+    Without gradients; what becomes of not-a-numbers is not said.
 
     Parameters
     ----------

@@ -90,8 +90,8 @@ def _best_shifts(
         fft.irfft2(part, (side, side)) for part in (f * m, fc * mc, fcc * m, f * mcc)
     )
     areas = float(fixed.mask.sum()), float(turned.mask.sum())
-    dice = 2.0 * overlap / sum(areas)
     least = max(min(areas), 1.0)  # a picture may show no tissue
+    dice = 2.0 * overlap / max(sum(areas), 1.0)
     enough = overlap > _LEAST_OVERLAP * least
     size = np.sqrt(np.maximum(fixed_square, 1e-3) * np.maximum(moving_square, 1e-3))
     structure = np.where(enough, product / size, -1.0)

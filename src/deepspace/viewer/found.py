@@ -42,10 +42,11 @@ def find(
         if files:
             folder = run
             break
-    if not files and sheet is None:
-        return [], _data(path, faults), folder
-    for fault in faults:
+    data = _data(path, faults) if not files and sheet is None else None
+    for fault in faults if path.is_dir() and path.suffix != ".zarr" else []:
         log.info("left out: %s", fault)
+    if data is not None:
+        return [], data, folder
     known = noted_sheet(folder) if sheet is None else sheet
     sections = [] if known is None else read_sheet(known)
     return files, {section.section: section for section in sections}, folder
@@ -67,14 +68,16 @@ def _data(path: Path, faults: list[str]) -> dict[str, Section]:
     try:
         return {section.section: section for section in read_sheet(path)}
     except InputError as error:
-        problems = Problems(str(path))
-        if isinstance(error, UnknownInputError) and not faults:
+        problems = Problems(f"{path}: nothing to look at" if faults else str(path))
+        for fault in faults:
+            problems.add(f"as a prediction: {fault}")
+        if not isinstance(error, UnknownInputError):
+            problems.add(f"as a section: {error}" if faults else str(error))
+        elif not faults:
             problems.add(
                 "nothing to look at; give a folder of complete, demo or predict, a prediction "
                 "(.h5ad, .zarr), a cohort sheet (.csv), or the files of one section"
             )
-        for fault in faults or ([] if problems else [str(error)]):
-            problems.add(fault)
         problems.raise_if_any()
         raise
 

@@ -107,31 +107,16 @@ def _client(distributed: Any, executor: Executor) -> AbstractContextManager[Any]
                 f"--address {executor.address}: no dask scheduler answers ({error})"
             ) from error
         return closing(client)
-    with _memory_kept():
-        # closing the client closes the cluster that it has started
-        return closing(
-            distributed.Client(
-                n_workers=executor.workers,
-                threads_per_worker=1,
-                processes=True,
-                dashboard_address=None,
-                memory_limit=0,  # else dask stops workers at an even share of the machine's memory
-            )
+    # closing the client closes the cluster that it has started
+    return closing(
+        distributed.Client(
+            n_workers=executor.workers,
+            threads_per_worker=1,
+            processes=True,
+            dashboard_address=None,
+            memory_limit=0,  # else dask stops workers at an even share of the machine's memory
         )
-
-
-def _memory_kept() -> AbstractContextManager[Any]:
-    """Start workers without dask's own setting of the allocator.
-
-    It gives freed memory back at once, which costs a section up to a fifth of its time, and keeps
-    `deepspace.models.allocator` from doing otherwise.
-    """
-    import dask  # noqa: PLC0415 - an extra
-
-    name = "distributed.nanny.pre-spawn-environ"
-    environment = dict(dask.config.get(name))
-    environment.pop("MALLOC_TRIM_THRESHOLD_", None)
-    return dask.config.set({name: environment})
+    )
 
 
 EXECUTORS: dict[str, Callable[..., Iterator[Any]]] = {"local": _local, "dask": _dask}
