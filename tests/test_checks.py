@@ -152,6 +152,14 @@ def test_wrong_mpp(outs: Path) -> None:
         read_section(outs, mpp=5000)
 
 
+def test_an_image_larger_than_a_glass_slide_is_noted(tmp_path: Path) -> None:
+    image = write_image(tmp_path / "he.png", 2100, 50)
+    for mpp, told in (("40", True), ("0.5", False)):
+        rows = [{"section": "A", "patient": "P", "image": image, "mpp": mpp}]
+        (section,) = read_sheet(write_sheet(tmp_path / "s.csv", rows))
+        assert any("would be 84 mm long" in note for note in section.notes) == told
+
+
 def test_missing_mpp(tmp_path: Path) -> None:
     cells = write_st(tmp_path)
     rows = [{"section": "A", "patient": "P", "image": cells["image"]}]

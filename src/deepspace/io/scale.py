@@ -23,6 +23,8 @@ ST_SPOT_UM: Final = 100.0
 # Space Ranger 1.x documents spot_diameter_fullres as the diameter of a theoretical 65 um spot
 SPACERANGER_SPOT_UM: Final = (55.0, 65.0)
 TOLERANCE: Final = 0.05
+# a glass slide of 76 mm; with a wrong mpp an image is larger
+LARGEST_MM: Final = 80.0
 
 
 def hexagonal_um(array_row: npt.ArrayLike, array_col: npt.ArrayLike) -> Floats:

@@ -188,7 +188,7 @@ def assemble(parts: Parts, ids: Ids, *, image: Path | None, mpp: float | None) -
     if scales:
         source, chosen = next(iter(scales.items()))
         slide = slide.with_mpp(chosen, source)
-        notes += _disagreements(scales)
+        notes += [*_disagreements(scales), *_too_large(slide, chosen, source)]
     return Section(
         section=ids.section,
         patient=ids.patient,
@@ -330,4 +330,14 @@ def _disagreements(scales: dict[str, float]) -> list[str]:
         f"{abs(value / chosen - 1):.0%} apart"
         for other, value in others
         if abs(value / chosen - 1) > scale.TOLERANCE
+    ]
+
+
+def _too_large(slide: Slide, mpp: float, source: str) -> list[str]:
+    side_mm = max(slide.width, slide.height) * mpp / 1000
+    if side_mm <= scale.LARGEST_MM:
+        return []
+    return [
+        f"mpp: with {mpp:.4g} um/px ({source}) the image would be {side_mm:.0f} mm long, "
+        "a glass slide is 76 mm; check it"
     ]
