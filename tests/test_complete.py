@@ -362,7 +362,6 @@ def test_what_a_sheet_refuses_is_refused_in_memory_too(
 @pytest.mark.parametrize(
     ("genes", "message"),
     [
-        ("expressed:0", "whole number"),
         ("nofile.txt", "no such file"),
         ("IMG001,NOPE", "not in every measured section"),
     ],
