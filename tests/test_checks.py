@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from deepspace.core.errors import InputError
-from deepspace.io.checks import check_cohort, validate
+from deepspace.io.checks import check_cohort, section_id_problems, validate
 from deepspace.io.section import Section, read_section
 from deepspace.io.sheet import read_sheet
 from make_files import Array, write_image, write_outs, write_scalefactors, write_sheet, write_st
@@ -150,6 +150,12 @@ def test_wrong_mpp(outs: Path) -> None:
     assert "wrong mpp: with 0.25 um/px (given) neighbouring spots would be 5 um apart" in message
     with pytest.raises(InputError, match="mpp is 5000"):
         read_section(outs, mpp=5000)
+
+
+@pytest.mark.parametrize("name", ["", "a/b", ".a", "a" * 151, "ä" * 76])
+def test_ids_that_name_no_file_are_told(name: str) -> None:
+    assert len(section_id_problems(name)) == 1
+    assert section_id_problems("Probe 3 (ä)") == []
 
 
 def test_an_image_larger_than_a_glass_slide_is_noted(tmp_path: Path) -> None:

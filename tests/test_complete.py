@@ -27,12 +27,13 @@ from deepspace.models.registry import Workbench
 from deepspace.output.volume import open_volume
 from deepspace.registration.stack import Stack, identity_stack
 from deepspace.simulate import BlockConfig, simulate_block
+from deepspace.workflows import cohort, stacking, volume
 from deepspace.workflows import complete as complete_module
-from deepspace.workflows import stacking, volume
 from deepspace.workflows.beside import beside_measured
 from deepspace.workflows.cohort import Prepared, read_cohort
 from deepspace.workflows.complete import _score_within, complete
 from deepspace.workflows.experiment import Experiment
+from deepspace.workflows.train import train
 from deepspace.workflows.volume import (
     Layer,
     _layers,
@@ -367,8 +368,9 @@ def test_what_a_sheet_refuses_is_refused_in_memory_too(
     ],
 )
 def test_wrong_genes_are_told_before_sections_are_registered(
-    sections: list[Section], tmp_path: Path, genes: str, message: str
+    sections: list[Section], monkeypatch: pytest.MonkeyPatch, genes: str, message: str
 ) -> None:
+    monkeypatch.setattr(cohort, "with_stack", lambda *args: pytest.fail("registered"))
     config = Config().with_values(
         qc={"min_counts": 50, "min_genes": 5},
         target={"genes": genes},
@@ -376,6 +378,8 @@ def test_wrong_genes_are_told_before_sections_are_registered(
     )
     with pytest.raises(InputError, match=message):
         Experiment.read(sections, config, None)
+    with pytest.raises(InputError, match=message):
+        train(sections, config=config, model="kriging")
 
 
 def test_a_section_of_which_all_spots_failed_is_named(

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import anndata
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -220,6 +221,10 @@ def test_columns_are_read_in_blocks(
         ("geojson", "x.geojson", {"thresholds": ("Q>=0.5",)}, "does not hold Q"),
         ("spatialdata", "x.zarr", {"image_px": 0}, "at least 1"),
         ("anndata", "x.h5ad", {"into": Path("s.zarr")}, "only for --to spatialdata"),
+        ("anndata", "x.h5ad", {"thresholds": ("A>=0.5",)}, "--threshold: only for --to geojson"),
+        ("parquet", "x", {"slide": Path("s.tif")}, "--slide: only for --to spatialdata or geo"),
+        ("spatialdata", "x.zarr", {"name": "a"}, "--name: only with --into"),
+        ("anndata", "x.h5ad", {"into": Path("s"), "name": "a", "image_px": 9}, "2 problems"),
         ("anndata", "p.h5ad", {}, "is or holds the input"),
     ],
 )
@@ -241,6 +246,38 @@ def test_what_does_not_fit_is_refused(
 def test_a_folder_is_no_prediction(saved: tuple[Path, AnnData], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is a folder; give one prediction"):
         export(saved[0].parent, to="anndata", out=tmp_path / "out.h5ad")
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "message"),
+    [
+        ("X", np.zeros((10, 4), np.float32), "X is"),
+        ("layers/sd", np.zeros((16, 3), np.float32), "sd is"),
+        ("obsm/spatial", np.full((16, 2), np.nan), "places of the points"),
+        ("obsm/spatial", np.zeros((9, 2)), "places of the points"),
+    ],
+)
+def test_parts_of_a_prediction_that_do_not_fit_are_told(
+    saved: tuple[Path, AnnData], tmp_path: Path, part: str, value: np.ndarray, message: str
+) -> None:
+    with h5py.File(saved[0], "r+") as file:
+        kept = dict(file[part].attrs)
+        del file[part]
+        file[part] = value
+        file[part].attrs.update(kept)
+    with pytest.raises(InputError, match=message):
+        export(saved[0], to="anndata", out=tmp_path / "out.h5ad")
+
+
+def test_a_folder_of_tables_with_other_files_is_not_replaced(
+    saved: tuple[Path, AnnData], tmp_path: Path
+) -> None:
+    export(saved[0], to="parquet", out=tmp_path / "x")
+    export(saved[0], to="parquet", out=tmp_path / "x", overwrite=True)
+    (tmp_path / "x" / "thesis.txt").write_text("keep")
+    with pytest.raises(InputError, match=r"holds thesis\.txt, which deepspace did not write"):
+        export(saved[0], to="parquet", out=tmp_path / "x", overwrite=True)
+    assert (tmp_path / "x" / "thesis.txt").read_text() == "keep"
 
 
 def test_measured_values_need_measurements(saved: tuple[Path, AnnData], tmp_path: Path) -> None:

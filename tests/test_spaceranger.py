@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -240,6 +241,43 @@ def test_the_missing_file_of_a_run_is_named(outs: Path, name: str) -> None:
     (outs / name).unlink()
     with pytest.raises(InputError, match=f"holds no .*{Path(name).stem}"):
         read_section(outs)
+
+
+def put(path: Path, name: str, value: object) -> None:
+    with h5py.File(path, "r+") as file:
+        del file[name]
+        file[name] = value
+
+
+@pytest.mark.parametrize("value", [2**31 - 1, 200_000, -5, 0])
+@pytest.mark.parametrize("name", ["matrix/indptr", "matrix/indices"])
+def test_numbers_that_lead_out_of_a_matrix_are_refused(outs: Path, name: str, value: int) -> None:
+    path = outs / "filtered_feature_bc_matrix.h5"
+    with h5py.File(path) as file:
+        numbers = file[name][:]
+    numbers[len(numbers) // 2] = value
+    put(path, name, numbers)
+    if (name, value) == ("matrix/indices", 0):
+        read_section(outs)  # sound, though of another gene
+        return
+    with pytest.raises(InputError, match="its parts do not fit together"):
+        read_section(outs)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("matrix/features/name", [b"A"]),
+        ("matrix/features/id", np.array([b"\xff\xfe"])),
+        ("matrix/shape", 3),
+    ],
+)
+def test_parts_of_another_kind_are_refused(outs: Path, name: str, value: object) -> None:
+    path = outs / "filtered_feature_bc_matrix.h5"
+    put(path, name, value)
+    with pytest.raises(InputError, match="parts") as caught:
+        read_section(outs)
+    assert str(path) in str(caught.value)
 
 
 def damage_text(path: Path) -> None:

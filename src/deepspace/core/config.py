@@ -438,11 +438,12 @@ def load_config(source: Path | str | None) -> Config:
     if source is None:
         return Config()
     path = Path(source)
-    if not path.exists():
+    if not path.is_file():
         preset = PRESETS / f"{source}.toml"
         if not preset.exists():
             names = ", ".join(sorted(p.stem for p in PRESETS.glob("*.toml")))
-            raise InputError(f"{source}: no such configuration file; presets are: {names}")
+            what = "is a folder, no" if path.is_dir() else "no such"
+            raise InputError(f"{source}: {what} configuration file; presets are: {names}")
         path = preset
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Notepad marks its files

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 _PITCH_TOLERANCE = 0.25
 # spot_diameter_fullres by nominal diameter: 65/55 and the 70 to 78 um of CytAssist are usual
 _DIAMETER_RATIO = (0.75, 1.6)
+# file systems take 255 bytes, and endings are added
+_LONGEST_ID = 150
 
 
 def validate(section: Section) -> list[str]:
@@ -72,6 +74,8 @@ def section_id_problems(name: str) -> list[str]:
         return ["a section id is empty; give one"]
     if "/" in name or name.startswith("."):
         return ["a section id holds no / and does not start with a dot; rename it"]
+    if len(name.encode()) > _LONGEST_ID:
+        return [f"a section id names files: at most {_LONGEST_ID} bytes; shorten it"]
     return []
 
 

@@ -79,7 +79,7 @@ def read_regions(path: Path) -> list[Region]:
     """
     try:
         content = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise InputError(
             f"{path}: is no GeoJSON ({error}); in QuPath: File, Export objects as GeoJSON"
         ) from error

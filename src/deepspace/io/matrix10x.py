@@ -67,6 +67,8 @@ def open_h5(path: Path) -> Iterator[h5py.File]:
             yield file
     except OSError as error:
         raise InputError(f"{path}: is damaged or cut short ({error}); {_AGAIN}") from error
+    except (UnicodeDecodeError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: holds parts of another kind ({error}); {_AGAIN}") from error
     except KeyError as error:
         raise InputError(
             f"{path}: lacks a part that every such file has ({error.args[0]}); {_AGAIN}"
@@ -117,7 +119,7 @@ def _read_h5(path: Path) -> AnnData:
         barcodes = _strings(group["barcodes"])
         var = _features_v3(group["features"]) if "features" in group else _features_v2(group)
         # cut-down files of other tools may lack the shape
-        shape = tuple(int(n) for n in group["shape"][:]) if "shape" in group else None
+        shape = tuple(group["shape"][()].ravel().tolist()) if "shape" in group else None
     shape = shape or (len(var), len(barcodes))
     _check_sparse(path, arrays, shape, len(barcodes), len(var))
     matrix = sparse.csr_matrix(arrays, shape=shape[::-1])
@@ -128,11 +130,14 @@ def _check_sparse(
     path: Path, arrays: tuple[Any, ...], shape: tuple[int, ...], barcodes: int, features: int
 ) -> None:
     data, indices, indptr = arrays
+    # what does not fit would be read beyond the ends of the arrays
     sound = (
         shape == (features, barcodes)
         and len(indptr) == barcodes + 1
+        and int(indptr[0]) == 0
+        and bool((indptr[1:] >= indptr[:-1]).all())
         and len(data) == len(indices) == int(indptr[-1])
-        and (len(indices) == 0 or int(indices.max()) < features)
+        and (len(indices) == 0 or 0 <= int(indices.min()) <= int(indices.max()) < features)
     )
     if not sound:
         raise InputError(
@@ -143,19 +148,14 @@ def _check_sparse(
 
 def _features_v3(group: h5py.Group) -> pd.DataFrame:
     names = _strings(group["name"])
-    var = pd.DataFrame({_SYMBOL: names})
-    var[keys.GENE_IDS] = _strings(group["id"]) if "id" in group else names
-    var[keys.FEATURE_TYPES] = (
-        _strings(group["feature_type"]) if "feature_type" in group else [GENES] * len(names)
-    )
-    return var
+    kinds = _strings(group["feature_type"]) if "feature_type" in group else [GENES] * len(names)
+    ids = _strings(group["id"]) if "id" in group else names
+    return pd.DataFrame({_SYMBOL: names, keys.GENE_IDS: ids, keys.FEATURE_TYPES: kinds})
 
 
 def _features_v2(group: h5py.Group) -> pd.DataFrame:
-    var = pd.DataFrame({_SYMBOL: _strings(group["gene_names"])})
-    var[keys.GENE_IDS] = _strings(group["genes"])
-    var[keys.FEATURE_TYPES] = GENES
-    return var
+    names, ids = _strings(group["gene_names"]), _strings(group["genes"])
+    return pd.DataFrame({_SYMBOL: names, keys.GENE_IDS: ids, keys.FEATURE_TYPES: GENES})
 
 
 def _strings(dataset: h5py.Dataset) -> list[str]:

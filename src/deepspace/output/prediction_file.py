@@ -69,7 +69,13 @@ class PredictionFile:
             self.coords = np.asarray(read_elem(self._group["obsm"][keys.SPATIAL]), np.float64)
             self.uns: dict[str, Any] = read_elem(self._group["uns"])
             self.layers = (X, *(str(name) for name in self._group["layers"]))
-            self._group[X]
+            points, columns = len(self.obs), len(self.var)
+            if self.coords.shape != (points, 2) or not np.isfinite(self.coords).all():
+                raise ValueError("places of the points are missing or no numbers")
+            for name in self.layers:
+                shape = getattr(self.stored(name), "shape", (points, columns))
+                if tuple(shape) != (points, columns):
+                    raise ValueError(f"{name} is {shape}, not {points} x {columns}")
             if not is_prediction(self.uns, self.layers, self.obs):
                 raise KeyError("it lacks what predict writes")
             ((self.section, self.library),) = self.uns[keys.SPATIAL].items()

@@ -14,7 +14,7 @@ from deepspace.core.files import refuse_inputs
 from deepspace.core.progress import log
 from deepspace.data.cache import ArrayCache
 from deepspace.data.patches import PatchSpec, read_all, white_patches
-from deepspace.data.targets import LEAST_SPOTS, apply_qc
+from deepspace.data.targets import LEAST_SPOTS, apply_qc, check_genes
 from deepspace.io.checks import check_cohort, validate
 from deepspace.io.section import Section
 from deepspace.io.sheet import read_sheet
@@ -81,6 +81,7 @@ def prepare_cohort(
     for bench in fitting:
         bench.check(models)
     kept, report = measured_after_qc(sections, fitting[0])
+    check_genes(kept, fitting[0].config.target)  # before anything that takes long
     fitting = [with_pool(bench, sections, models) for bench in fitting]
     fitting = [with_stack(bench, sections) for bench in fitting]
     return Prepared(kept, fitting, report)

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from deepspace.core import keys
 from deepspace.core.classification import label_order
-from deepspace.core.errors import InputError
+from deepspace.core.errors import InputError, Problems
 from deepspace.core.files import atomic_folder, atomic_path, check_output, refuse_inputs
 from deepspace.core.progress import log, track
 from deepspace.io.h5ad import save_h5ad
+from deepspace.io.parts import clip_list
 from deepspace.io.sheet import list_sections, read_sheet
 from deepspace.io.slide import Slide, open_slide
 from deepspace.io.text import read_text
@@ -33,6 +34,8 @@ from deepspace.output.spatialdata_store import (
 from deepspace.output.write import ZARR
 
 # tells a folder of tables that was written here
+POINTS: Final = "points.parquet"
+VALUES: Final = "values.parquet"
 TABLES: Final = "genes.parquet"
 POINT: Final = "point"
 
@@ -163,8 +166,7 @@ def export(
     if to not in FORMATS:
         raise InputError(f"--to {to}: choose {', '.join(FORMATS)}")
     row = FORMATS[to]
-    if chosen.into is not None and to != "spatialdata":
-        raise InputError("--into: only for --to spatialdata; leave it out")
+    _refuse_unused(to, chosen)
     target = out if out is not None else chosen.into
     if target is None:
         raise InputError("--out: say where the result goes")
@@ -177,6 +179,8 @@ def export(
     in_place = chosen.into is not None and target.resolve() == chosen.into.resolve()
     if not in_place:
         check_output(target, overwrite=overwrite, marker=row.marker)
+        if row.holds and target.is_dir():
+            _refuse_foreign(target, row.holds)
     file = PredictionFile(source)
     columns = file.columns_of(_genes(chosen.genes))
     said = row.write(_Job(file, columns, target, chosen, overwrite))
@@ -190,6 +194,33 @@ def export(
         "genes": len(columns),
         **said,
     }
+
+
+def _refuse_unused(to: str, settings: ExportSettings) -> None:
+    """Refuse options that the format does not use."""
+    problems = Problems(f"--to {to}")
+    used = {
+        "--into": (settings.into, ("spatialdata",)),
+        "--image-px": (settings.image_px, ("spatialdata",)),
+        "--threshold": (settings.thresholds or None, ("geojson",)),
+        "--slide": (settings.slide, ("spatialdata", "geojson", "ome-tiff")),
+    }
+    for option, (value, formats) in used.items():
+        if value is not None and to not in formats:
+            problems.add(f"{option}: only for --to {' or '.join(formats)}; leave it out")
+    if settings.name is not None and settings.into is None:
+        problems.add("--name: only with --into; leave it out")
+    problems.raise_if_any()
+
+
+def _refuse_foreign(folder: Path, holds: frozenset[str]) -> None:
+    """Refuse to replace a folder with files that no export writes."""
+    foreign = sorted(path.name for path in folder.iterdir() if path.name not in holds)
+    if foreign:
+        raise InputError(
+            f"{folder}: not replaced, because it holds {clip_list(foreign)}, which deepspace did "
+            "not write; move that, or choose another --out"
+        )
 
 
 def format_export(summary: dict[str, Any]) -> str:
@@ -307,26 +338,27 @@ def _parquet(job: _Job) -> dict[str, Any]:
     rows = max(1, BLOCK_BYTES // (4 * len(file.var)))
     schema = pa.schema([(POINT, pa.string()), *((gene, pa.float32()) for gene in job.names)])
     with atomic_folder(job.out) as temporary:
-        points.rename_axis(POINT).reset_index().to_parquet(temporary / "points.parquet")
+        points.rename_axis(POINT).reset_index().to_parquet(temporary / POINTS)
         file.var.iloc[job.columns].rename_axis("gene").reset_index().to_parquet(temporary / TABLES)
         starts = range(0, len(names), rows)
-        with pq.ParquetWriter(temporary / "values.parquet", schema) as writer:
+        with pq.ParquetWriter(temporary / VALUES, schema) as writer:
             for start in track(starts, total=len(starts), text="values"):
                 own = slice(start, start + rows)
                 block = file.read(job.layer, job.columns, own)
                 writer.write_table(
                     pa.table([pa.array(names[own]), *map(pa.array, block.T)], schema=schema)
                 )
-    return {"tables": ["points.parquet", "values.parquet", TABLES]}
+    return {"tables": [POINTS, VALUES, TABLES]}
 
 
 @dataclass(frozen=True)
 class _Format:
-    """How a format is written, what its name ends in, what marks a folder of it as ours."""
+    """How a format is written, what its name ends in, what marks a folder of it, and all in it."""
 
     write: Callable[[_Job], dict[str, Any]]
     suffixes: tuple[str, ...] = ()
     marker: str | None = None
+    holds: frozenset[str] = frozenset()
 
 
 FORMATS: Final = {
@@ -334,5 +366,5 @@ FORMATS: Final = {
     "geojson": _Format(_geojson, (".geojson", ".json")),
     "spatialdata": _Format(_spatialdata, (".zarr",), ZARR),
     "anndata": _Format(_anndata, (".h5ad",)),
-    "parquet": _Format(_parquet, (), TABLES),
+    "parquet": _Format(_parquet, (), TABLES, frozenset({POINTS, VALUES, TABLES})),
 }
