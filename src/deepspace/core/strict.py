@@ -72,10 +72,7 @@ def _messages(model: type[BaseModel], error: ValidationError) -> list[str]:
     faults = error.errors()
     for fault in faults:
         loc = fault["loc"]
-        within = [
-            other["loc"] for other in faults if other["loc"][: len(loc)] == loc != other["loc"]
-        ]
-        if fault["type"] == "too_short" and within:
+        if fault["type"] == "too_short" and any(loc == f["loc"][: len(loc)] != f["loc"] for f in faults):
             continue  # pydantic counts the good values only
         place, table = _place(model, loc)
         if fault["type"] == "extra_forbidden":

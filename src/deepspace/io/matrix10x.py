@@ -67,7 +67,7 @@ def open_h5(path: Path) -> Iterator[h5py.File]:
             yield file
     except OSError as error:
         raise InputError(f"{path}: is damaged or cut short ({error}); {_AGAIN}") from error
-    except (UnicodeDecodeError, TypeError, ValueError) as error:
+    except (TypeError, ValueError) as error:
         raise InputError(f"{path}: holds parts of another kind ({error}); {_AGAIN}") from error
     except KeyError as error:
         raise InputError(

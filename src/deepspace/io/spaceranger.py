@@ -23,12 +23,10 @@ _POSITIONS: Final = (
     "tissue_positions.csv",
     "tissue_positions_list.csv",
 )
-_MATRICES: Final = (
-    "filtered_feature_bc_matrix.h5",
-    "filtered_feature_bc_matrix",
-    "raw_feature_bc_matrix.h5",
-    "raw_feature_bc_matrix",
-)
+_MATRICES: Final = {
+    kind: (f"{kind}_feature_bc_matrix.h5", f"{kind}_feature_bc_matrix")
+    for kind in ("filtered", "raw")
+}
 _SCALES: Final = ("scalefactors_json.json",)
 _CYTASSIST: Final = ("cytassist_image.tiff",)
 _CLUSTERINGS: Final = ("graphclust", "gene_expression_graphclust")
@@ -39,7 +37,7 @@ _OWN_PICTURES: Final = ("cytassist_image", "tissue_hires", "tissue_lowres", "ali
 
 def may_be_spaceranger(folder: Path) -> bool:
     """Say whether a folder holds tissue positions or a matrix, even if other files are missing."""
-    return any(_candidates(folder, names) for names in (_POSITIONS, _MATRICES))
+    return any(_candidates(folder, names) for names in (_POSITIONS, *_MATRICES.values()))
 
 
 def read_spaceranger(folder: Path, request: Request) -> Parts:
@@ -128,8 +126,7 @@ def find_matrix(folder: Path, request: Request, notes: list[str]) -> Path:
     """
     order = ("raw", "filtered") if request.raw else ("filtered", "raw")
     for kind in order:
-        names = (f"{kind}_feature_bc_matrix.h5", f"{kind}_feature_bc_matrix")
-        found = _candidates(folder, names)
+        found = _candidates(folder, _MATRICES[kind])
         if found:
             chosen = _only_sample(folder, found, request)
             if kind != order[0]:
