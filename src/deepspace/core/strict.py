@@ -72,7 +72,7 @@ def _messages(model: type[BaseModel], error: ValidationError) -> list[str]:
     faults = error.errors()
     for fault in faults:
         loc = fault["loc"]
-        if fault["type"] == "too_short" and any(loc == f["loc"][: len(loc)] != f["loc"] for f in faults):
+        if fault["type"] == "too_short" and any(_inside(f["loc"], loc) for f in faults):
             continue  # pydantic counts the good values only
         place, table = _place(model, loc)
         if fault["type"] == "extra_forbidden":
@@ -85,6 +85,10 @@ def _messages(model: type[BaseModel], error: ValidationError) -> list[str]:
         if cure not in cures:
             cures.append(cure)
     return [f"{what}: {' or '.join(cures)}".removeprefix(": ") for what, cures in found.items()]
+
+
+def _inside(loc: Sequence[str | int], outer: Sequence[str | int]) -> bool:
+    return len(loc) > len(outer) and loc[: len(outer)] == outer
 
 
 def _place(model: type[BaseModel], loc: Sequence[str | int]) -> tuple[str, type[BaseModel]]:
